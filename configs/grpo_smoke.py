@@ -1,0 +1,57 @@
+"""GRPO of the smoke model with execution rewards, after configs/sft_smoke.py.
+
+  python -m crjax.train --config=configs/grpo_smoke.py
+
+Hardware: 2 CPU cores. Hours: 0.1. Starts from the exported SFT model.
+`make smoke` runs it as one of its stages.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  c = ConfigDict()
+  c.task = 'grpo'
+  c.seed = 0
+  c.workdir = 'runs/smoke/grpo'
+
+  c.data = 'runs/smoke/data/rl_train.parquet'
+  c.tokenizer = ''  # Empty: that of the model.
+  c.model = 'runs/smoke/sft/export'
+  c.how = {
+      'model': 'python -m crjax.train --config=configs/sft_smoke.py && '
+      'python -m crjax.export --workdir=runs/smoke/sft '
+      '--out=runs/smoke/sft/export',
+      'tokenizer': '',
+      'data': 'python -m data_pipeline.build --config=configs/data_smoke.py',
+  }
+
+  c.steps = 60
+  c.questions = 16
+  c.rollouts = 8
+  c.prompt_length = 128
+  c.completion_length = 96
+  c.temperature = 1.0
+  c.waves = 2
+  c.workers = 2
+
+  c.advantage_std = 'batch'
+  c.clip = (0.2, 0.28)
+  c.band = (0.5, 5.0)
+  c.kl_coef = 0.0
+  c.minibatches = 1
+  c.micro = 1
+  c.lr = 3e-4
+  c.schedule = 'constant'
+  c.warmup = 5
+  c.betas = (0.9, 0.95)
+  c.weight_decay = 0.01
+  c.max_norm = 1.0
+
+  c.mesh = (-1, 1, 1)  # data, fsdp, tensor
+  c.dtype = 'float32'
+  c.remat = 'none'
+  c.save_every = 20
+  c.keep = 2
+  c.samples_every = 10
+  return c

@@ -1,0 +1,52 @@
+"""SFT of a 0.9-million-parameter Qwen2-shaped model from random weights.
+
+  python -m crjax.train --config=configs/sft_smoke.py
+
+Hardware: 2 CPU cores. Hours: 0.1. Needs the output of configs/data_smoke.py.
+`make smoke` runs it as one of its stages.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  c = ConfigDict()
+  c.task = 'sft'
+  c.seed = 0
+  c.workdir = 'runs/smoke/sft'
+
+  c.data = 'runs/smoke/data/sft_train.parquet'
+  c.tokenizer = 'runs/smoke/data/tokenizer'
+  c.model = ''  # Empty: random weights of this shape.
+  c.shape = {
+      'V': 512,
+      'L': 4,
+      'D': 128,
+      'F': 384,
+      'N': 4,
+      'K': 2,
+      'H': 32,
+      'rope_theta': 1e4,
+      'tied': True,
+  }
+  build = 'python -m data_pipeline.build --config=configs/data_smoke.py'
+  c.how = {'model': '', 'tokenizer': build, 'data': build}
+
+  c.epochs = 1
+  c.batch = 16
+  c.length = 192
+  c.micro = 1
+  c.lr = 3e-3
+  c.schedule = 'cosine'
+  c.warmup = 0.05
+  c.betas = (0.9, 0.95)
+  c.weight_decay = 0.1
+  c.max_norm = 1.0
+
+  c.mesh = (-1, 1, 1)  # data, fsdp, tensor
+  c.dtype = 'float32'
+  c.remat = 'none'
+  c.save_every = 250
+  c.keep = None  # All: the untrained model is one of them.
+  c.samples_every = 0
+  return c

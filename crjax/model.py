@@ -1,0 +1,286 @@
+"""Qwen2, Qwen2.5 and Qwen3 dense decoders. Axis letters: see sharding.py.
+
+Linen names the parameters and scans the layers; nothing of it leaves this
+file. Outside, a model is a `Config`, a nested dict of float32 arrays whose
+layers are stacked on a leading axis, and these pure functions:
+
+  init      parameters from a key
+  forward   hidden states of whole rows (training), layers scanned
+  score     log-probs of given tokens, from `forward`
+  unstack   the decode copy: a list of layers, matrices in the compute dtype
+  decode    the same block over that copy and an explicit cache, unrolled
+"""
+
+import dataclasses
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from crjax import losses
+from crjax.attention import attend, rope, visible
+from crjax.sharding import shard, suffix
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The shape of a model; letters as in sharding.py."""
+
+  V: int  # vocabulary, padded rows included
+  L: int  # layers
+  D: int  # width
+  F: int  # mlp width
+  N: int  # query heads
+  K: int  # key-value heads
+  H: int  # head dim; not always D / N
+  rope_theta: float = 1e6
+  norm_eps: float = 1e-6
+  qkv_bias: bool = True  # Qwen2, Qwen2.5
+  qk_norm: bool = False  # Qwen3
+  tied: bool = False  # the head is the embedding
+
+  def __post_init__(self):
+    if self.N % self.K:
+      raise ValueError(f'N={self.N} query heads do not group over K={self.K}')
+    if self.H % 2:
+      raise ValueError(f'head dim H={self.H} must be even for rotary positions')
+
+
+REMAT = {
+    'none': None,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def normal(fan_in: int):
+  """Only a model that starts from nothing meets this; LeCun 1998."""
+  return nn.initializers.normal(fan_in**-0.5)
+
+
+ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
+
+
+def weight(module, name, shape, dtype, init):
+  """A parameter cast first and gathered over `fsdp` second: bf16 on the wire."""
+  w = module.param(name, init, shape).astype(dtype)
+  return shard(w, suffix(name))
+
+
+class RMSNorm(nn.Module):
+  eps: float
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param('scale', ONES, x.shape[-1:])
+    y = x.astype(jnp.float32)
+    y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return (y * scale).astype(x.dtype)
+
+
+class Attention(nn.Module):
+  cfg: Config
+
+  @nn.compact
+  def __call__(self, x_BTD, pos_BT, mask_BTS, cache, slot):
+    c, dt = self.cfg, x_BTD.dtype
+    D, N, K, H = c.D, c.N, c.K, c.H
+
+    def project(name, heads, n):
+      w_DNH = weight(self, f'{name}_D{heads}H', (D, n, H), dt, normal(D))
+      y_BTNH = jnp.einsum('BTD,DNH->BTNH', x_BTD, w_DNH)
+      if c.qkv_bias:
+        y_BTNH += weight(self, f'{name}b_{heads}H', (n, H), dt, ZEROS)
+      return y_BTNH
+
+    q_BTNH, k_BTKH, v_BTKH = (
+        project('q', 'N', N),
+        project('k', 'K', K),
+        project('v', 'K', K),
+    )
+    if c.qk_norm:
+      q_BTNH = RMSNorm(c.norm_eps, name='q_norm')(q_BTNH)
+      k_BTKH = RMSNorm(c.norm_eps, name='k_norm')(k_BTKH)
+    q_BTNH = rope(q_BTNH, pos_BT, c.rope_theta)
+    k_BKSH = rope(k_BTKH, pos_BT, c.rope_theta).swapaxes(1, 2)
+    v_BKSH = v_BTKH.swapaxes(1, 2)
+    if cache is not None:  # The new tokens take their slots; attend to all.
+      k_BKSH, v_BKSH = cache = jax.tree.map(
+          lambda old, new: jax.lax.dynamic_update_slice(
+              old, new, (0, 0, slot, 0)
+          ),
+          cache,
+          (k_BKSH, v_BKSH),
+      )
+    y_BTNH = attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
+    o_NHD = weight(self, 'o_NHD', (N, H, D), dt, normal(2 * c.L * N * H))
+    return jnp.einsum('BTNH,NHD->BTD', y_BTNH, o_NHD), cache
+
+
+class Mlp(nn.Module):
+  cfg: Config
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    c, dt = self.cfg, x_BTD.dtype
+    gate_DF = weight(self, 'gate_DF', (c.D, c.F), dt, normal(c.D))
+    up_DF = weight(self, 'up_DF', (c.D, c.F), dt, normal(c.D))
+    down_FD = weight(self, 'down_FD', (c.F, c.D), dt, normal(2 * c.L * c.F))
+    h_BTF = jax.nn.silu(x_BTD @ gate_DF) * (x_BTD @ up_DF)
+    return shard(h_BTF, 'BTF') @ down_FD
+
+
+class Block(nn.Module):
+  cfg: Config
+
+  @nn.compact
+  def __call__(self, x_BTD, pos_BT, mask_BTS, cache=None, slot=0):
+    eps = self.cfg.norm_eps
+    h_BTD = RMSNorm(eps, name='pre_attn')(x_BTD)
+    y_BTD, cache = Attention(self.cfg, name='attn')(
+        h_BTD, pos_BT, mask_BTS, cache, slot
+    )
+    x_BTD += y_BTD
+    x_BTD += Mlp(self.cfg, name='mlp')(RMSNorm(eps, name='pre_mlp')(x_BTD))
+    return shard(x_BTD, 'BTD'), cache
+
+
+class Qwen(nn.Module):
+  cfg: Config
+  dtype: jnp.dtype
+  remat: str
+
+  @nn.compact
+  def __call__(self, tokens_BT, pos_BT, mask_BTS):
+    c = self.cfg
+    embed_VD = weight(self, 'embed_VD', (c.V, c.D), self.dtype, normal(c.D))
+    if not c.tied:
+      self.param('lm_head_VD', normal(c.D), (c.V, c.D))  # Read by `logits`.
+    x_BTD = shard(embed_VD[tokens_BT], 'BTD')
+    block = Block
+    if REMAT[self.remat] is not None:
+      block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
+    layers = nn.scan(
+        block,
+        length=c.L,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        in_axes=(nn.broadcast, nn.broadcast),
+    )
+    x_BTD, _ = layers(c, name='layers')(x_BTD, pos_BT, mask_BTS)
+    return RMSNorm(c.norm_eps, name='final_norm')(x_BTD)
+
+
+def init(cfg: Config, key):
+  """Random float32 parameters; a pure function of (cfg, key)."""
+  one = jnp.zeros((1, 1), jnp.int32)
+  mask_BTS = jnp.ones((1, 1, 1), bool)
+  return Qwen(cfg, jnp.float32, 'none').init(key, one, one, mask_BTS)['params']
+
+
+def count(params) -> int:
+  return sum(x.size for x in jax.tree.leaves(params))
+
+
+def positions(valid_BT):
+  """Position ids that ignore padding on either side; padding reads 0."""
+  return jnp.maximum(jnp.cumsum(valid_BT, axis=1) - 1, 0)
+
+
+def forward(cfg, params, tokens_BT, valid_BT, *, dtype, remat='none'):
+  """hidden_BTD after the final norm; rows may be padded on either side."""
+  mask_BTS = visible(jnp.arange(tokens_BT.shape[1]), valid_BT)
+  return Qwen(cfg, dtype, remat).apply(
+      {'params': params}, tokens_BT, positions(valid_BT), mask_BTS
+  )
+
+
+def logits(params, x_BTD):
+  """Float32 logits_BTV of hidden states, padded vocabulary rows included."""
+  w_VD = params.get('lm_head_VD', params['embed_VD']).astype(x_BTD.dtype)
+  z_BTV = jnp.einsum(
+      'BTD,VD->BTV',
+      x_BTD,
+      shard(w_VD, 'VD'),
+      preferred_element_type=jnp.float32,
+  )
+  return shard(z_BTV, 'BTV')
+
+
+def score(
+    cfg,
+    params,
+    tokens_BT,
+    valid_BT,
+    *,
+    start: int = 1,
+    temperature=1.0,
+    dtype,
+    remat='none',
+    chunk: int = 1024,
+):
+  """Log-probs and entropies (nats) of tokens start..T-1, each given its past.
+
+  Logits exist for at most `chunk` positions at a time: at a vocabulary of
+  152,064 a row of 4,096 would need 2.5 GB of them. Returns two arrays
+  [B, T - start].
+  """
+  x_BTD = forward(cfg, params, tokens_BT, valid_BT, dtype=dtype, remat=remat)
+  x_BTD, targets_BT = x_BTD[:, start - 1 : -1], tokens_BT[:, start:]
+
+  def part(x_BCD, targets_BC):
+    z_BCV = logits(params, x_BCD) / temperature
+    return losses.token_logp(z_BCV, targets_BC)
+
+  T = targets_BT.shape[1]
+  if T <= chunk:
+    return part(x_BTD, targets_BT)
+  pad = -T % chunk
+
+  def split(a):
+    a = jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2))
+    a = a.reshape(a.shape[0], -1, chunk, *a.shape[2:])
+    return jnp.moveaxis(a, 1, 0)
+
+  parts = jax.lax.map(
+      lambda xs: jax.checkpoint(part)(*xs), (split(x_BTD), split(targets_BT))
+  )
+  return jax.tree.map(
+      lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)[:, :T], parts
+  )
+
+
+def unstack(params, dtype):
+  """The decode copy: `layers` a list, matrices cast, norm scales float32.
+
+  Decoding by a scan over stacked weights copies every weight at every token.
+  """
+  params = jax.tree.map_with_path(
+      lambda path, x: x.astype(dtype) if suffix(path[-1].key) else x, params
+  )
+  L = params['layers']['pre_attn']['scale'].shape[0]
+  layer = lambda i: jax.tree.map(lambda x: x[i], params['layers'])
+  return params | {'layers': [layer(i) for i in range(L)]}
+
+
+def new_cache(cfg: Config, B: int, S: int, dtype):
+  """One (k_BKSH, v_BKSH) a layer, zeros."""
+  zeros = lambda: shard(jnp.zeros((B, cfg.K, S, cfg.H), dtype), 'BKSH')
+  return [(zeros(), zeros()) for _ in range(cfg.L)]
+
+
+def decode(cfg, params, tokens_BT, pos_BT, valid_BS, cache, slot):
+  """Runs T tokens at slots slot..slot+T-1; returns (hidden_BTD, cache).
+
+  `params` comes from `unstack`; the cache's length is S. Layers are unrolled.
+  """
+  mask_BTS = visible(slot + jnp.arange(tokens_BT.shape[1]), valid_BS)
+  x_BTD = shard(params['embed_VD'][tokens_BT], 'BTD')
+  block, written = Block(cfg), []
+  for layer, kv in zip(params['layers'], cache, strict=True):
+    x_BTD, kv = block.apply(
+        {'params': layer}, x_BTD, pos_BT, mask_BTS, kv, slot
+    )
+    written.append(kv)
+  norm = RMSNorm(cfg.norm_eps)
+  return norm.apply({'params': params['final_norm']}, x_BTD), written

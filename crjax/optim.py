@@ -1,0 +1,101 @@
+"""AdamW, its schedule, and the training state: one dict, updated functionally.
+
+  {'step': int32, 'key': uint32 key data, 'params': ..., 'opt': ...}
+
+Master weights, moments and accumulated gradients are float32.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+SCHEDULES = {
+    'constant': lambda lr, steps: optax.constant_schedule(lr),
+    'cosine': lambda lr, steps: optax.cosine_decay_schedule(lr, steps, 0.1),
+    'linear': lambda lr, steps: optax.linear_schedule(lr, 0.1 * lr, steps),
+}
+
+
+def schedule(lr: float, *, name: str, warmup: int, steps: int):
+  """Linear warm-up over `warmup` steps, then SCHEDULES[name] until `steps`."""
+  if name not in SCHEDULES:
+    raise ValueError(f'schedule {name!r} is not one of {sorted(SCHEDULES)}')
+  main = SCHEDULES[name](lr, max(steps - warmup, 1))
+  if not warmup:
+    return main
+  warm = optax.linear_schedule(lr / warmup, lr, warmup)
+  return optax.join_schedules([warm, main], [warmup])
+
+
+def decayed(params):
+  """True for matrices: norm scales and biases are not decayed."""
+
+  def one(path, _):
+    name = path[-1].key
+    return name != 'scale' and not name.startswith(('qb_', 'kb_', 'vb_'))
+
+  return jax.tree.map_with_path(one, params)
+
+
+def make(rate, *, betas, weight_decay: float, max_norm: float):
+  """AdamW at `rate` (a schedule) after clipping by the global norm."""
+  b1, b2 = betas
+  return optax.chain(
+      optax.clip_by_global_norm(max_norm),
+      optax.adamw(rate, b1, b2, weight_decay=weight_decay, mask=decayed),
+  )
+
+
+def init_state(optimizer, params, seed: int):
+  """The training state at step 0 around existing parameters."""
+  return {
+      'step': jnp.zeros((), jnp.int32),
+      'key': jax.random.key_data(jax.random.key(seed)),
+      'params': params,
+      'opt': optimizer.init(params),
+  }
+
+
+def slices(batch, n: int):
+  """Every leaf [B, ...] -> [n, B / n, ...], for a scan over parts of a batch.
+
+  Rows interleave, so that each device keeps its own.
+  """
+
+  def cut(x):
+    if x.shape[0] % n:
+      raise ValueError(f'{x.shape[0]} rows do not split into {n} equal parts')
+    return x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1)
+
+  return jax.tree.map(cut, batch)
+
+
+def accumulate(loss, params, batch, micro: int):
+  """Gradients and metrics of `loss`, summed over `micro` slices of the batch.
+
+  `loss(params, part)` returns (sum, dict of sums), which add up to the same
+  totals however the batch is cut. Returns (gradient sums, metric sums).
+  """
+  grad = jax.grad(loss, has_aux=True)
+  if micro == 1:
+    return grad(params, batch)
+  parts = slices(batch, micro)
+  shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  add = lambda total, part: (
+      jax.tree.map(jnp.add, total, grad(params, part)),
+      None,
+  )
+  return jax.lax.scan(add, zeros, parts)[0]
+
+
+def apply(optimizer, state, grads):
+  """One optimizer update; returns (state, gradient norm before clipping)."""
+  updates, opt = optimizer.update(grads, state['opt'], state['params'])
+  params = optax.apply_updates(state['params'], updates)
+  return state | {'params': params, 'opt': opt}, optax.global_norm(grads)
+
+
+def tick(state):
+  """The state, one step of the run later."""
+  return state | {'step': state['step'] + 1}

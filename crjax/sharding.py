@@ -1,0 +1,137 @@
+"""One letter per axis, everywhere: names, einsums, parameters and shardings.
+
+  B batch     T query tokens   S key tokens    P prompt tokens   L layers
+  D width     F mlp width      V vocabulary    Q questions       R rollouts
+  N query heads   K key-value heads   G = N/K   H head dim
+
+A parameter's name ends in its axes (`q_DNH`), and that suffix *is* its sharding
+annotation; a name without a suffix (norm scales, step counters) is replicated.
+The shape of the mesh alone chooses data, FSDP or tensor parallelism: a mesh
+axis of size 1 turns its rules into no-ops.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+TENSOR = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+WEIGHTS = TENSOR | {'D': 'fsdp'}
+ACTIVATIONS = TENSOR | {'B': ('data', 'fsdp'), 'Q': ('data', 'fsdp')}
+DECODE_WEIGHTS = TENSOR  # Gather D once per rollout, not once per token.
+
+
+def make_mesh(shape, devices=None) -> Mesh:
+  """A mesh over MESH_AXES; at most one entry of `shape` is -1, "the rest".
+
+  Raises ValueError if the shape does not use exactly the devices there are.
+  """
+  devices = jax.devices() if devices is None else devices
+  known = math.prod(s for s in shape if s > 0)
+  sizes = tuple(len(devices) // known if s == -1 else s for s in shape)
+  if len(sizes) != len(MESH_AXES) or math.prod(sizes) != len(devices):
+    raise ValueError(
+        f'mesh {tuple(shape)} over axes {MESH_AXES} needs {math.prod(sizes)} '
+        f'devices but {len(devices)} are visible; set config.mesh so that the '
+        'product matches (one entry may be -1)'
+    )
+  # Axes are Auto: constraints guide the compiler (the default is Explicit).
+  auto = (AxisType.Auto,) * len(MESH_AXES)
+  return jax.make_mesh(sizes, MESH_AXES, axis_types=auto, devices=devices)
+
+
+def suffix(name: str) -> str:
+  """`q_DNH` -> `DNH`; '' for a name that carries no axes."""
+  axes = name.rpartition('_')[2] if '_' in name else ''
+  return axes if axes.isupper() else ''
+
+
+def spec(axes: str, rules=ACTIVATIONS) -> P:
+  return P(*(rules.get(a) for a in axes))
+
+
+def shard(x, axes: str, rules=ACTIVATIONS):
+  """Constrains an array to its axes' spec: shard(h_BTF, 'BTF'). No mesh, no-op."""
+  if x.ndim != len(axes):
+    raise ValueError(f'array of shape {x.shape} cannot carry the axes {axes!r}')
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  sizes = [_ways(mesh.shape, rules.get(a)) for a in axes]
+  fitting = [
+      rules.get(a) if n % ways == 0 else None  # An odd batch stays whole.
+      for a, n, ways in zip(axes, x.shape, sizes, strict=True)
+  ]
+  return jax.lax.with_sharding_constraint(x, P(*fitting))
+
+
+def tree_shardings(tree, mesh: Mesh, rules=WEIGHTS):
+  """A NamedSharding per leaf, read off the leaf's name; same tree structure.
+
+  Leading axes that the name does not mention (stacked layers) stay whole. A
+  dimension that its mesh axis does not divide is an error that names the leaf.
+  """
+
+  def one(path, x):
+    axes = suffix(str(getattr(path[-1], 'key', '')))
+    stacked = x.ndim - len(axes)
+    for letter, n in zip(axes, x.shape[stacked:], strict=True):
+      ways = _ways(mesh.shape, rules.get(letter))
+      if n % ways:
+        raise ValueError(
+            f'{jax.tree_util.keystr(path)}: axis {letter} of size {n} cannot be '
+            f'split {ways} ways over {rules[letter]!r}; change config.mesh'
+        )
+    return NamedSharding(mesh, P(*[None] * stacked, *spec(axes, rules)))
+
+  return jax.tree.map_with_path(one, tree)
+
+
+def put(mesh: Mesh, tree):
+  """The named host-to-device crossing: numpy leaves -> arrays split over B.
+
+  Every process holds the whole host batch and contributes its own slices. The
+  leading axis is the batch; a leaf that it does not divide is replicated.
+  """
+
+  def one(x):
+    x = np.asarray(x)
+    ways = _ways(mesh.shape, ACTIVATIONS['B'])
+    rows = x.ndim and x.shape[0] % ways == 0
+    sharding = NamedSharding(mesh, spec('B') if rows else P())
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(one, tree)
+
+
+def replicate(mesh: Mesh, x):
+  """The other crossing: one host value, whole on every device."""
+  return jax.make_array_from_callback(
+      np.shape(x), NamedSharding(mesh, P()), lambda i: np.asarray(x)[i]
+  )
+
+
+def gather(tree):
+  """The device-to-host crossing; every process receives the whole arrays."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils  # Needs a distributed runtime.
+
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def sum_over_processes(x):
+  """A host array in which each process filled its share and left zeros."""
+  if jax.process_count() == 1:
+    return x
+  from jax.experimental import multihost_utils  # Needs a distributed runtime.
+
+  return multihost_utils.process_allgather(x).sum(0)
+
+
+def _ways(mesh_shape, axis) -> int:
+  names = axis if isinstance(axis, tuple) else (axis,)
+  return math.prod(mesh_shape[a] for a in names if a is not None)

@@ -1,0 +1,277 @@
+"""Trains the one run that a config file describes, and resumes it by default.
+
+  python -m crjax.train --config=configs/sft_smoke.py
+  python -m crjax.train --config=configs/grpo_7b.py --config.lr=2e-6
+
+The same command continues a run where it stopped. The config stops here: it is
+unpacked into explicit arguments of functions that know nothing of it.
+"""
+
+import contextlib
+import functools
+import json
+import pathlib
+import shutil
+import sys
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+
+from crjax import advantages, checkpoint, data, execution, grpo, hf, metrics
+from crjax import model, optim, sft, tokenizer
+from crjax.sharding import make_mesh, tree_shardings
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'One file, one run.')
+DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'Join the other processes of a pod or cluster first.'
+)
+
+DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
+# What a resumed run may change; anything else would make it another run.
+MAY_CHANGE = {'epochs', 'steps', 'save_every', 'keep', 'samples_every', 'how'}
+
+
+def train_sft(c):
+  """Builds the parts of an SFT run and hands them to `sft.run`."""
+  tok, cfg, load = open_inputs(c)
+  mesh = make_mesh(c.mesh)
+  batches = data.examples(
+      c.data,
+      tok,
+      batch=c.batch,
+      length=c.length,
+      seed=c.seed,
+      pad_id=tok.pad_token_id,
+  )
+  steps = max(c.epochs * batches.rows // c.batch, 1)
+  optimizer, rate = make_optimizer(c, updates=steps)
+  update = sft.make_update(
+      cfg, optimizer, rate, micro=c.micro, dtype=DTYPES[c.dtype], remat=c.remat
+  )
+  with jax.set_mesh(mesh), checkpoint.open_manager(c.workdir, keep=c.keep) as m:
+    state = start(c, m, mesh, cfg, load, optimizer, batches)
+    with open_log(c, state, steps) as log:
+      run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
+      run(state, batches, save=saver(c, m, steps), steps=steps)
+
+
+def train_grpo(c):
+  """Builds the parts of a GRPO run and hands them to `grpo.run`."""
+  tok, cfg, load = open_inputs(c)
+  mesh = make_mesh(c.mesh)
+  shardings = functools.partial(tree_shardings, mesh=mesh)
+  abstract = abstract_params(cfg)
+  dtype = DTYPES[c.dtype]
+  prompts = data.prompts(
+      c.data,
+      tok,
+      questions=c.questions,
+      length=c.prompt_length,
+      seed=c.seed,
+      pad_id=tok.pad_token_id,
+  )
+  optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
+  rollout = grpo.make_rollout(
+      cfg,
+      abstract,
+      mesh,
+      rollouts=c.rollouts,
+      steps=c.completion_length,
+      stop_ids=tokenizer.stop_ids(tok),
+      pad_id=tok.pad_token_id,
+      dtype=dtype,
+      temperature=c.temperature,
+      waves=c.waves,
+  )
+  with (
+      jax.set_mesh(mesh),
+      checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
+      execution.Pool(workers=c.workers) as pool,
+  ):
+    update = grpo.make_update(
+        cfg,
+        optimizer,
+        rate,
+        mesh,
+        # The reference is the model that the run started from, resumed or not.
+        reference=load(shardings(abstract)) if c.kl_coef else None,
+        minibatches=c.minibatches,
+        micro=c.micro,
+        temperature=c.temperature,
+        clip=tuple(c.clip),
+        band=tuple(c.band),
+        kl_coef=c.kl_coef,
+        dtype=dtype,
+        remat=c.remat,
+    )
+    state = start(c, manager, mesh, cfg, load, optimizer, prompts)
+    with open_log(c, state, c.steps) as log:
+      grpo.run(
+          state,
+          prompts,
+          rollout=rollout,
+          judge=grpo.make_judge(tok, pool, rollouts=c.rollouts),
+          advantage=advantages.ADVANTAGES[c.advantage_std],
+          update=update,
+          log=log,
+          save=saver(c, manager, c.steps),
+          steps=c.steps,
+      )
+
+
+TASKS = {'sft': train_sft, 'grpo': train_grpo}
+
+
+def open_inputs(c):
+  """(tokenizer, model Config, load) of what the config names.
+
+  `load(shardings)` puts the parameters on the devices: those of the directory
+  `c.model`, or, where that is empty, random ones of shape `c.shape`.
+  """
+  missing = [
+      f'  config.{name} = {c[name]!r} does not exist. Get it with:\n'
+      f'    {c.how[name]}'
+      for name in ('model', 'tokenizer', 'data')
+      if c[name] and not pathlib.Path(c[name]).exists()
+  ]
+  if missing:
+    sys.exit('This run cannot start yet:\n' + '\n'.join(missing))
+  tok = tokenizer.load(c.tokenizer or c.model)
+  if c.model:
+    cfg, params = hf.load(c.model)
+    return tok, cfg, functools.partial(place, params)
+  cfg = model.Config(**c.shape)
+  if cfg.V < len(tok):
+    raise ValueError(
+        f'config.shape.V = {cfg.V} is smaller than the {len(tok)} tokens of '
+        f'{c.tokenizer}'
+    )
+  return tok, cfg, lambda shardings: jax.jit(
+      functools.partial(model.init, cfg), out_shardings=shardings
+  )(jax.random.key(c.seed))
+
+
+def place(params, shardings):
+  """Host arrays -> sharded device arrays; each device receives its slice."""
+  return jax.tree.map(
+      lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]),
+      params,
+      shardings,
+  )
+
+
+def abstract_params(cfg):
+  key = jax.random.key(0)
+  return jax.eval_shape(functools.partial(model.init, cfg), key)
+
+
+def make_optimizer(c, *, updates: int):
+  """(optimizer, schedule) for a run of so many optimizer updates."""
+  rate = optim.schedule(
+      c.lr,
+      name=c.schedule,
+      warmup=int(c.warmup * updates) if c.warmup < 1 else int(c.warmup),
+      steps=updates,
+  )
+  optimizer = optim.make(
+      rate,
+      betas=tuple(c.betas),
+      weight_decay=c.weight_decay,
+      max_norm=c.max_norm,
+  )
+  return optimizer, rate
+
+
+def start(c, manager, mesh, cfg, load, optimizer, batches):
+  """The state to train from: the newest checkpoint, else a fresh start.
+
+  Also moves `batches` to the position that belongs to the state.
+  """
+  describe(c, cfg)
+  make = functools.partial(optim.init_state, optimizer, seed=c.seed)
+  abstract = jax.eval_shape(make, abstract_params(cfg))
+  shardings = tree_shardings(abstract, mesh)
+  found = checkpoint.restore(
+      manager,
+      jax.tree.map(
+          lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+          abstract,
+          shardings,
+      ),
+  )
+  if found is None:
+    params = load(shardings['params'])
+    print(f'{c.task}: {model.count(params):,} parameters, a fresh run')
+    return jax.jit(make, out_shardings=shardings)(params)
+  state, position = found
+  batches.set_state(position)
+  print(f'{c.task}: resumed at step {manager.latest_step()} in {c.workdir}')
+  return state
+
+
+def describe(c, cfg):
+  """Writes config.json and the tokenizer; refuses a run that is another one."""
+  workdir = pathlib.Path(c.workdir)
+  path, now = workdir / 'config.json', json.loads(c.to_json())
+  if path.exists():
+    before = json.loads(path.read_text())['config']
+    changed = [
+        f'  {name}: {before.get(name)!r} before, {now.get(name)!r} now'
+        for name in sorted({*before, *now} - MAY_CHANGE)
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+      sys.exit(
+          f'{workdir} holds a run with another config:\n'
+          + '\n'.join(changed)
+          + '\nSet them back to resume it, or choose another --config.workdir.'
+      )
+  if jax.process_index() == 0:
+    source = c.tokenizer or c.model
+    workdir.mkdir(parents=True, exist_ok=True)
+    tokenizer.load(source).save_pretrained(workdir / 'tokenizer')
+    checkpoint.write_json(path, {'config': now, 'model': hf.config_to_hf(cfg)})
+
+
+def saver(c, manager, steps: int):
+  """(step, state, batches) -> None: writes every c.save_every and at the end.
+
+  Step 0 is kept for a random start: it exists nowhere else.
+  """
+
+  def save(step, state, batches):
+    first = step == 0 and not c.model
+    if first or step and (step % c.save_every == 0 or step == steps):
+      checkpoint.save(manager, step, state, batches.get_state())
+
+  return save
+
+
+@contextlib.contextmanager
+def open_log(c, state, steps: int):
+  """Yields log(step, metrics, tokens, rows): files, a progress line, samples."""
+  first = int(jax.device_get(state['step']))
+  with metrics.Writer(c.workdir, start_step=first, total_steps=steps) as writer:
+
+    def log(step, scalars, tokens, rows=()):
+      writer.write(step, {k: float(v) for k, v in scalars.items()}, tokens)
+      if rows and (step % c.samples_every == 0 or step == steps):
+        writer.samples(step, rows)
+
+    yield log
+
+
+def main(_):
+  if DISTRIBUTED.value:
+    jax.distributed.initialize()
+  if CONFIG.value is None:
+    raise app.UsageError('--config=configs/<run>.py is required')
+  with jax.transfer_guard('disallow'):
+    TASKS[CONFIG.value.task](CONFIG.value)
+
+
+if __name__ == '__main__':
+  app.run(main)

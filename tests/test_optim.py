@@ -1,0 +1,51 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crjax import model, optim
+
+CFG = model.Config(V=16, L=2, D=8, F=12, N=2, K=1, H=4)
+
+
+def test_schedule_warms_up_and_decays_to_a_tenth():
+  rate = optim.schedule(1e-3, name='cosine', warmup=10, steps=100)
+  lrs = np.array([rate(i) for i in range(101)])
+  assert lrs[0] == pytest.approx(1e-4)
+  assert lrs.argmax() in (9, 10)
+  assert lrs[100] == pytest.approx(1e-4, rel=1e-3)
+  assert (np.diff(lrs[10:]) <= 0).all()
+
+
+def test_an_unknown_schedule_is_named():
+  with pytest.raises(ValueError, match='sine.*cosine'):
+    optim.schedule(1e-3, name='sine', warmup=1, steps=2)
+
+
+def test_norms_and_biases_are_not_decayed():
+  params = jax.eval_shape(lambda: model.init(CFG, jax.random.key(0)))
+  flat, _ = jax.tree.flatten_with_path(optim.decayed(params))
+  plain = {path[-1].key for path, decay in flat if not decay}
+  assert plain == {'scale', 'qb_NH', 'kb_KH', 'vb_KH'}
+
+
+@pytest.mark.parametrize('micro', [1, 2, 3, 6])
+def test_accumulated_sums_do_not_depend_on_the_slices(micro):
+  w = {'w_D': jnp.asarray([1.0, -2.0])}
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)))
+
+  def loss(params, x_BD):
+    y_B = jnp.tanh(x_BD @ params['w_D'])
+    return (y_B**2).sum(), {'y': y_B.sum()}
+
+  grads, sums = jax.jit(
+      lambda w, x: optim.accumulate(loss, w, x, micro)
+  )(w, x)
+  want, want_sums = jax.grad(loss, has_aux=True)(w, x)
+  np.testing.assert_allclose(grads['w_D'], want['w_D'], rtol=1e-5)
+  np.testing.assert_allclose(sums['y'], want_sums['y'], rtol=1e-5)
+
+
+def test_rows_that_do_not_split_are_an_error():
+  with pytest.raises(ValueError, match='7 rows'):
+    optim.slices(np.zeros((7, 2)), 2)

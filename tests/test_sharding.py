@@ -1,0 +1,61 @@
+import jax
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from crjax import sharding
+
+
+def test_a_name_carries_its_axes():
+  assert sharding.suffix('q_DNH') == 'DNH'
+  assert sharding.suffix('scale') == ''
+  assert sharding.suffix('lm_head') == ''
+
+
+def test_specs_come_from_names_and_stacked_axes_stay_whole():
+  mesh = sharding.make_mesh((2, 2, 2))
+  tree = {
+      'embed_VD': np.zeros((8, 4)),
+      'layers': {'q_DNH': np.zeros((3, 4, 2, 8)), 'scale': np.zeros((3, 4))},
+  }
+  got = jax.tree.map(lambda s: s.spec, sharding.tree_shardings(tree, mesh))
+  assert got['embed_VD'] == P('tensor', 'fsdp')
+  assert got['layers']['q_DNH'] == P(None, 'fsdp', 'tensor', None)
+  assert got['layers']['scale'] == P(None, None)
+
+
+def test_decode_weights_are_whole_over_fsdp():
+  mesh = sharding.make_mesh((1, 4, 2))
+  got = sharding.tree_shardings(
+      {'q_DNH': np.zeros((4, 2, 8))}, mesh, sharding.DECODE_WEIGHTS
+  )
+  assert got['q_DNH'].spec == P(None, 'tensor', None)
+
+
+def test_an_axis_that_does_not_divide_is_named():
+  mesh = sharding.make_mesh((1, 1, 8))
+  with pytest.raises(ValueError, match=r'k_DKH.*axis K of size 4.*8 ways'):
+    sharding.tree_shardings({'k_DKH': np.zeros((16, 4, 8))}, mesh)
+
+
+@pytest.mark.parametrize('shape', [(3, 1, 1), (2, 2), (-1, 3, 1)])
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(shape):
+  with pytest.raises(ValueError, match=r'config\.mesh'):
+    sharding.make_mesh(shape)
+
+
+def test_put_and_gather_are_inverse_and_split_rows():
+  mesh = sharding.make_mesh((4, 2, 1))
+  tree = (np.arange(48).reshape(16, 3), np.arange(3), np.float32(2))
+  there = sharding.put(mesh, tree)
+  assert there[0].sharding.spec == P(('data', 'fsdp'))
+  assert there[0].addressable_shards[0].data.shape == (2, 3)
+  assert there[1].sharding.spec == P()  # 3 rows do not split 8 ways.
+  jax.tree.map(np.testing.assert_array_equal, sharding.gather(there), tree)
+
+
+def test_shard_without_a_mesh_is_the_identity_and_checks_the_rank():
+  x_BT = np.zeros((2, 3))
+  assert sharding.shard(x_BT, 'BT') is x_BT
+  with pytest.raises(ValueError, match='BTD'):
+    sharding.shard(x_BT, 'BTD')
