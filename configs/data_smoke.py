@@ -1,0 +1,34 @@
+"""Small generated programs with chains from their traces; no language model.
+
+  python -m data_pipeline.build --config=configs/data_smoke.py
+
+Hardware: 2 CPU cores. Time: under a minute. `make smoke` runs it first.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  c = ConfigDict()
+  c.seed = 0
+  c.out = 'runs/smoke/data'
+  c.workers = 2
+  c.cpu_seconds = 1.0
+
+  # Each program is asked about twice: for its output and for its input.
+  c.programs = ConfigDict(
+      {'sft_train': 6000, 'rl_train': 1500, 'heldout': 200}
+  )
+  c.level = ConfigDict({
+      'types': {'int': 3, 'str': 4, 'list': 4, 'dict': 1},
+      'statements': (1, 3),
+      'branch': 0.15,
+      'loop': 0.07,
+      'largest_int': 9,
+      'lengths': (2, 4),
+  })
+  c.longest_value = 24  # characters
+  c.most_steps = 10
+  c.largest_share = 0.03  # of one answer among all
+  c.vocab_size = 512
+  return c

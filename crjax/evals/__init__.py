@@ -1,0 +1,1 @@
+"""Benchmarks as tasks: what they ask, in the form that rewards judge."""

@@ -1,0 +1,68 @@
+"""CRUXEval-format files: a function `f`, the source of its input and output.
+
+One JSON object a line: {"code", "input", "output", "id"}, as published with
+arXiv 2401.03065. Every line becomes two tasks, one for each direction.
+"""
+
+import json
+import pathlib
+
+from crjax.rewards import score
+
+FIELDS = ('code', 'input', 'output', 'id')
+ENTRY = 'f'
+
+
+def load(path) -> list[dict]:
+  """Tasks {id, kind, code, entry, args, output}, output before input prediction.
+
+  Raises FileNotFoundError, or ValueError naming the line and the field.
+  """
+  path, tasks = pathlib.Path(path), []
+  for number, line in enumerate(path.read_text().splitlines(), start=1):
+    if not line.strip():
+      continue
+    item = _checked(line, f'{path}, line {number}')
+    tasks += [
+        {
+            'id': f'{item["id"]}-{kind}',
+            'kind': kind,
+            'code': item['code'],
+            'entry': ENTRY,
+            'args': item['input'],
+            'output': item['output'],
+        }
+        for kind in ('output', 'input')
+    ]
+  if not tasks:
+    raise ValueError(f'{path} holds no items')
+  return tasks
+
+
+def gold(task) -> str:
+  """A completion that gives the published answer, in the trained form."""
+  call = f'{task["entry"]}({task["args"]})'
+  answer = task['output'] if task['kind'] == 'output' else call
+  return f'<reasoning></reasoning><answer>{answer}</answer>'
+
+
+def check_gold(tasks, pool) -> list[dict]:
+  """The tasks whose published answer our judge calls wrong, with its verdict."""
+  texts = [gold(task) for task in tasks]
+  rewards_B, infos = score(tasks, texts, [False] * len(tasks), pool)
+  return [
+      task | info
+      for task, info, reward in zip(tasks, infos, rewards_B, strict=True)
+      if reward != 1
+  ]
+
+
+def _checked(line, where):
+  try:
+    item = json.loads(line)
+  except ValueError as error:
+    raise ValueError(f'{where}: not JSON: {error}') from error
+  for field in FIELDS:
+    if not isinstance(item, dict) or not isinstance(item.get(field), str):
+      raise ValueError(f'{where}: field {field!r} must be a string')
+  return item

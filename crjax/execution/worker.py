@@ -1,0 +1,207 @@
+"""The other side of `pool.Pool`: one process that forks a child per job.
+
+Started by path with a bare interpreter; standard library only. It reads jobs
+from stdin and writes results to stdout, each one line of JSON. A job's child
+lowers its own limits, runs the program with closed standard streams and sends
+its result through a pipe; whatever it does to its interpreter dies with it.
+"""
+
+import ast
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+
+VALUE_BYTES = 4096  # The longest repr that is a value.
+REPLY_BYTES = 1 << 20
+MAX_STEPS = 2000
+
+
+class TooManySteps(BaseException):
+  """Past the trace limit; a BaseException so that few programs swallow it."""
+
+
+def serve(stdin, stdout):
+  for line in stdin:
+    job = json.loads(line)
+    stdout.write(json.dumps(run(job)) + '\n')
+    stdout.flush()
+
+
+def run(job):
+  """Forks, waits for at most the wall-clock limit, and returns the result."""
+  reader, writer = os.pipe()
+  pid = os.fork()
+  if pid == 0:
+    os.close(reader)
+    child(job, writer)
+  os.close(writer)
+  reply = read_until(reader, time.monotonic() + job['wall_seconds'])
+  os.close(reader)
+  try:
+    os.killpg(pid, signal.SIGKILL)  # Also what the program left running.
+  except (ProcessLookupError, PermissionError):
+    pass
+  _, status = os.waitpid(pid, 0)
+  return verdict(reply, status)
+
+
+def verdict(reply, status):
+  if reply is None:
+    return {'verdict': 'timeout', 'detail': 'wall-clock limit'}
+  try:
+    found = json.loads(reply)
+  except ValueError:
+    found = None
+  if isinstance(found, dict) and 'verdict' in found:
+    return found
+  if os.WIFSIGNALED(status):
+    number = os.WTERMSIG(status)
+    if number == signal.SIGXCPU or number == signal.SIGKILL:
+      return {'verdict': 'timeout', 'detail': 'CPU limit'}
+    return {'verdict': 'error', 'detail': f'died of signal {number}'}
+  return {'verdict': 'error', 'detail': 'exited without a value'}
+
+
+def read_until(reader, deadline):
+  """All bytes until end of file; None at the deadline or beyond the cap."""
+  parts, size = [], 0
+  while (left := deadline - time.monotonic()) > 0:
+    if not select.select([reader], [], [], left)[0]:
+      return None
+    part = os.read(reader, 1 << 16)
+    if not part:
+      return b''.join(parts)
+    parts.append(part)
+    size += len(part)
+    if size > REPLY_BYTES:
+      return b'{"verdict": "error", "detail": "output limit"}'
+  return None
+
+
+def child(job, writer):
+  """Runs in the fork and never returns."""
+  os.setpgid(0, 0)
+  null = os.open(os.devnull, os.O_RDWR)
+  for fd in (0, 1, 2):
+    os.dup2(null, fd)
+  send = os.write
+  leave = os._exit
+  try:
+    limit(job)
+    reply = execute(job)
+  except MemoryError:
+    reply = {'verdict': 'memory', 'detail': 'memory limit'}
+  except RecursionError as error:
+    reply = {'verdict': 'error', 'detail': f'RecursionError: {error}'}
+  except TooManySteps:
+    reply = {'verdict': 'timeout', 'detail': f'more than {MAX_STEPS} steps'}
+  except BaseException as error:  # The sandbox turns every failure into data.
+    reply = {
+        'verdict': 'error',
+        'detail': f'{type(error).__name__}: {str(error)[:200]}',
+    }
+  sys.settrace(None)
+  data = json.dumps(reply).encode()
+  while data:
+    data = data[send(writer, data) :]
+  leave(0)
+
+
+def limit(job):
+  seconds, size = job['cpu_seconds'], job['memory_mb'] << 20
+  whole = max(int(seconds + 0.999), 1)
+  lower(resource.RLIMIT_CPU, whole)
+  lower(resource.RLIMIT_AS, size)
+  lower(resource.RLIMIT_FSIZE, 0)
+  lower(resource.RLIMIT_CORE, 0)
+  lower(resource.RLIMIT_NOFILE, 16)
+  signal.setitimer(signal.ITIMER_PROF, seconds)  # Finer than whole seconds.
+  signal.signal(signal.SIGPROF, signal.SIG_DFL)
+
+
+def lower(which, value):
+  _, hard = resource.getrlimit(which)
+  if hard != resource.RLIM_INFINITY:
+    value = min(value, hard)
+  resource.setrlimit(which, (value, value))
+
+
+def execute(job):
+  """Runs the program, calls its entry, and describes the value."""
+  code = compile(job['code'], '<program>', 'exec')
+  scope = {'__name__': 'program'}
+  exec(code, scope)
+  entry = scope.get(job['entry'])
+  if not callable(entry):
+    return {'verdict': 'error', 'detail': f'no function {job["entry"]!r}'}
+  args, kwargs = eval(
+      compile(f'_collect({job["args"]})', '<arguments>', 'eval'),
+      scope | {'_collect': lambda *args, **kwargs: (args, kwargs)},
+  )
+  steps = []
+  if job['trace']:
+    value = trace(entry, args, kwargs, steps)
+  else:
+    value = entry(*args, **kwargs)
+  text = repr(value)
+  if len(text.encode('utf-8', 'replace')) > VALUE_BYTES:
+    return {'verdict': 'error', 'detail': 'value longer than 4 KB'}
+  return {'verdict': 'ok', 'value': text, 'steps': steps}
+
+
+def trace(entry, args, kwargs, steps):
+  """Calls `entry` and appends [line, event, {variable: repr}] to `steps`.
+
+  First a 'call' step with the parameters; then one step per executed line of
+  the entry's own frame, with the variables that the line changed.
+  Comprehensions and inner calls belong to their line.
+  """
+  code, seen, line = entry.__code__, {}, [None]
+
+  def snapshot(frame):
+    return {k: repr(v)[:VALUE_BYTES] for k, v in frame.f_locals.items()}
+
+  def close(frame, event):
+    now = snapshot(frame)
+    if line[0] is not None:
+      changed = {k: v for k, v in now.items() if seen.get(k) != v}
+      steps.append([line[0], event, changed])
+      if len(steps) > MAX_STEPS:
+        raise TooManySteps
+    seen.clear()
+    seen.update(now)
+
+  def local(frame, event, arg):
+    if event == 'line':
+      close(frame, 'line')
+      line[0] = frame.f_lineno
+    elif event == 'return':
+      close(frame, 'return')
+    elif event == 'exception' and line[0] is not None:
+      steps.append([line[0], 'exception', {}])
+    return local
+
+  def start(frame, event, arg):
+    if frame.f_code is code and not steps:
+      seen.update(snapshot(frame))
+      steps.append([code.co_firstlineno, 'call', dict(seen)])
+      return local
+    return None
+
+  sys.settrace(start)
+  try:
+    return entry(*args, **kwargs)
+  finally:
+    sys.settrace(None)
+
+
+if __name__ == '__main__':
+  sys.setrecursionlimit(1000)
+  ast.parse('0')  # Warm what every child needs before forking.
+  results = os.fdopen(os.dup(1), 'w')
+  os.dup2(2, 1)
+  serve(sys.stdin, results)

@@ -1,0 +1,162 @@
+"""Questions as messages, messages as tokens, and a small tokenizer of our own.
+
+Prompts and completions are tokenized apart, here and while sampling, so that a
+model is trained on exactly the token boundaries it will meet.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+
+import tokenizers
+import transformers
+
+SPECIAL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
+# ChatML: what Qwen2.5's template renders for system, user and assistant turns.
+CHAT_TEMPLATE = (
+    '{% for message in messages %}'
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{{ message['content'] + '<|im_end|>' + '\n' }}"
+    '{% endfor %}'
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# A tag, a few runs of marks, a word, a digit, a mark, a break and its indent.
+PIECES = (
+    r' ?</?\p{L}+>|`+|\?+|, ?| ?[=!<>]=| ?\p{L}+|\p{N}'
+    r'| ?[^\s\p{L}\p{N}]|\n *|\s'
+)
+QUOTED = re.compile(r"'[^'\n]*'")
+
+SYSTEM = 'You are an expert Python programmer.'
+QUESTION = {
+    'output': """\
+What does this call return?
+```python
+{code}
+```
+assert {entry}({args}) == ??
+Think in <reasoning> </reasoning>, then write the literal in <answer> \
+</answer>.""",
+    'input': """\
+Which call returns this value?
+```python
+{code}
+```
+assert {entry}(??) == {output}
+Think in <reasoning> </reasoning>, then write the call in <answer> \
+</answer>.""",
+}
+
+
+def messages(kind: str, code: str, entry: str, args: str, output: str):
+  """The question as chat messages; `kind` is 'output' or 'input'.
+
+  The side that is asked for never appears in the text.
+  """
+  if kind not in QUESTION:
+    raise ValueError(f'kind {kind!r} is not one of {sorted(QUESTION)}')
+  text = QUESTION[kind].format(
+      code=code.strip(), entry=entry, args=args, output=output
+  )
+  return [
+      {'role': 'system', 'content': SYSTEM},
+      {'role': 'user', 'content': text},
+  ]
+
+
+def load(path):
+  """The tokenizer of a Hugging Face directory, with a chat template.
+
+  Raises FileNotFoundError or ValueError that names what the directory lacks.
+  """
+  path = pathlib.Path(path)
+  if not (path / 'tokenizer_config.json').exists():
+    raise FileNotFoundError(
+        f'{path} holds no tokenizer (tokenizer_config.json is missing)'
+    )
+  tok = transformers.AutoTokenizer.from_pretrained(path)
+  if tok.pad_token_id is None or tok.eos_token_id is None:
+    raise ValueError(f'{path}: the tokenizer needs a pad and an eos token')
+  return tok
+
+
+def stop_ids(tok) -> tuple[int, ...]:
+  """The tokens that end a completion: the end of a turn or of the text."""
+  ids = {tok.eos_token_id, *map(tok.get_vocab().get, SPECIAL[::2])}
+  return tuple(sorted(ids - {None}))
+
+
+def encode_prompt(tok, prompt) -> list[int]:
+  """Tokens of the messages up to where the assistant begins to write."""
+  return _encode(tok, _render(tok, prompt, add_generation_prompt=True))
+
+
+def encode_example(tok, conversation):
+  """(tokens, mask) of messages that end with the assistant's.
+
+  The mask is 1 on what the assistant writes, the end-of-turn token included.
+  Raises ValueError if the template does not append the answer to the prompt.
+  """
+  head = _render(tok, conversation[:-1], add_generation_prompt=True)
+  whole = _render(tok, conversation)
+  if conversation[-1]['role'] != 'assistant' or not whole.startswith(head):
+    raise ValueError(
+        'the chat template does not render the last message, which must be the '
+        "assistant's, as a continuation of its generation prompt"
+    )
+  tail = whole[len(head) :].rstrip('\n')
+  prompt, completion = _encode(tok, head), _encode(tok, tail)
+  return prompt + completion, [0] * len(prompt) + [1] * len(completion)
+
+
+def train(texts, path, *, vocab_size: int):
+  """Trains a byte-level BPE on `texts` and saves it as a Hugging Face directory.
+
+  Quoted strings are left out of the statistics, so that their letters stay
+  single tokens: a small model can then see what a string method does. The
+  directory appears whole or not at all.
+  """
+  bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+  bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+      [
+          tokenizers.pre_tokenizers.Split(
+              tokenizers.Regex(PIECES), behavior='isolated'
+          ),
+          tokenizers.pre_tokenizers.ByteLevel(
+              add_prefix_space=False, use_regex=False
+          ),
+      ]
+  )
+  bpe.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+      vocab_size=vocab_size,
+      special_tokens=list(SPECIAL),
+      initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+      show_progress=False,
+  )
+  roles = ['system', 'user', 'assistant'] * len(texts)  # As often as a chat.
+  plain = (QUOTED.sub("''", text) for text in [*texts, *roles])
+  bpe.train_from_iterator(plain, trainer)
+  tok = transformers.PreTrainedTokenizerFast(
+      tokenizer_object=bpe,
+      eos_token='<|im_end|>',
+      pad_token='<|endoftext|>',
+      clean_up_tokenization_spaces=False,
+      chat_template=CHAT_TEMPLATE,
+  )
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'{path.name}.tmp')
+  shutil.rmtree(temporary, ignore_errors=True)
+  tok.save_pretrained(temporary)
+  shutil.rmtree(path, ignore_errors=True)
+  os.replace(temporary, path)
+  return tok
+
+
+def _render(tok, conversation, **kwargs) -> str:
+  return tok.apply_chat_template(conversation, tokenize=False, **kwargs)
+
+
+def _encode(tok, text) -> list[int]:
+  return tok(text, add_special_tokens=False)['input_ids']

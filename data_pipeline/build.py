@@ -1,0 +1,237 @@
+"""Builds the datasets of a config: programs, executions, questions, chains.
+
+  python -m data_pipeline.build --config=configs/data_smoke.py
+
+Writes <out>/{sft_train,rl_train,heldout}.parquet, manifest.json and tokenizer/.
+The directory appears whole or not at all; the same config gives the same rows.
+"""
+
+import ast
+import collections
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+
+from absl import app
+from ml_collections import config_flags
+
+from crjax import execution, tokenizer
+from data_pipeline import chains, grammar
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'What to build.')
+
+SPLITS = ('heldout', 'rl_train', 'sft_train')
+BATCH = 512  # Programs executed at a time.
+
+
+def build(c):
+  """Collects programs until every split is full, then writes everything."""
+  out = pathlib.Path(c.out)
+  settings = json.loads(c.to_json())
+  if is_built(out, settings):
+    print(f'data: {out} already holds this config')
+    return
+  with execution.Pool(c.workers, cpu_seconds=c.cpu_seconds) as pool:
+    cases, dropped = collect(c, pool)
+  rows = {
+      split: [row for case in group for row in questions(case)]
+      for split, group in split_cases(cases, c.programs).items()
+  }
+  temporary = out.with_name(f'{out.name}.tmp')
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  write(temporary, rows, c.vocab_size)
+  manifest = summarize(rows, dropped, settings, temporary)
+  (temporary / 'manifest.json').write_text(json.dumps(manifest, indent=2))
+  shutil.rmtree(out, ignore_errors=True)
+  os.replace(temporary, out)
+  report(out, manifest)
+
+
+def is_built(out, settings) -> bool:
+  """Whether `out` holds these settings; exits where it holds anything else."""
+  manifest = out / 'manifest.json'
+  if manifest.exists():
+    if json.loads(manifest.read_text())['settings'] == settings:
+      return True
+    sys.exit(
+        f'{out} holds data of another config (see {manifest}). Delete it or '
+        'choose another --config.out.'
+    )
+  if out.exists() and any(out.iterdir()):
+    sys.exit(f'{out} is not empty and not a dataset; choose another '
+             '--config.out.')
+  return False
+
+
+def collect(c, pool):
+  """(cases, dropped by reason): distinct programs that ran, in seed order.
+
+  A case is {pid, code, entry, args, output, steps}.
+  """
+  wanted, cases, dropped = sum(c.programs.values()), {}, collections.Counter()
+  answers, began = collections.Counter(), time.monotonic()
+  for start in itertools.count(step=BATCH):
+    programs = [
+        grammar.program(f'{c.seed}:{start + i}', c.level) for i in range(BATCH)
+    ]
+    jobs = [execution.Job(p.code, 'f', p.args, trace=True) for p in programs]
+    for program, result in zip(programs, pool.run(jobs), strict=True):
+      pid = program_id(program.code)
+      limit = c.largest_share * max(len(cases), 100)
+      reason = fault(result, c) or (
+          'same program'
+          if pid in cases
+          else 'common answer' * (answers[result.value] >= limit)
+      )
+      if reason:
+        dropped[reason] += 1
+        continue
+      answers[result.value] += 1
+      cases[pid] = {
+          'pid': pid,
+          'code': program.code,
+          'entry': 'f',
+          'args': program.args,
+          'output': result.value,
+          'steps': result.steps,
+      }
+      if len(cases) == wanted:
+        return list(cases.values()), dropped
+    progress(len(cases), wanted, start + BATCH, began)
+
+
+def fault(result, c) -> str:
+  """Why a result is no question; '' if it is one."""
+  if result.verdict != 'ok':
+    return result.verdict
+  if len(result.value) > c.longest_value or len(result.steps) > c.most_steps:
+    return 'too long'
+  try:
+    again = repr(ast.literal_eval(result.value))
+  except ValueError:
+    return 'not a literal'
+  return '' if again == result.value else 'not a literal'
+
+
+def program_id(code: str) -> str:
+  """A hash of the program without its formatting; splits are cut by it."""
+  normal = ast.unparse(ast.parse(code))
+  return hashlib.sha256(normal.encode()).hexdigest()[:16]
+
+
+def split_cases(cases, sizes):
+  """{split: cases}; a program's split depends on its hash alone."""
+  ordered = iter(sorted(cases, key=lambda case: case['pid']))
+  return {
+      split: list(itertools.islice(ordered, sizes[split])) for split in SPLITS
+  }
+
+
+def questions(case):
+  """The two questions of a case, each with its chain as the answer."""
+  task = {k: case[k] for k in ('code', 'entry', 'args', 'output')}
+  texts = {
+      'output': chains.completion(
+          chains.forward(case['code'], case['steps'], case['output']),
+          case['output'],
+      ),
+      'input': chains.completion(
+          chains.backward(case['code'], case['steps'], case['output']),
+          f'{case["entry"]}({case["args"]})',
+      ),
+  }
+  for kind, text in texts.items():
+    prompt = tokenizer.messages(kind, **task)
+    yield {
+        'id': f'{case["pid"]}-{kind}',
+        'pid': case['pid'],
+        'kind': kind,
+        'prompt': prompt,
+        'verify': task,
+        'messages': prompt + [{'role': 'assistant', 'content': text}],
+    }
+
+
+def write(directory, rows, vocab_size):
+  """The splits as Parquet, and a tokenizer trained on the SFT split."""
+  import datasets  # Slow to import; not needed to say that all is built.
+
+  for split, some in rows.items():
+    drop = ('prompt', 'verify') if split == 'sft_train' else ('messages',)
+    table = [{k: v for k, v in r.items() if k not in drop} for r in some]
+    datasets.Dataset.from_list(table).to_parquet(
+        directory / f'{split}.parquet'
+    )
+  texts = [m['content'] for r in rows['sft_train'] for m in r['messages']]
+  tokenizer.train(texts, directory / 'tokenizer', vocab_size=vocab_size)
+
+
+def summarize(rows, dropped, settings, directory):
+  """What manifest.json holds, lengths in tokens included."""
+  tok = tokenizer.load(directory / 'tokenizer')
+  sample = [tokenizer.encode_example(tok, r['messages'])[1]
+            for r in rows['sft_train'][:2000]]
+  files = sorted(directory.glob('*.parquet'))
+  return {
+      'settings': settings,
+      'rows': {split: len(some) for split, some in rows.items()},
+      'dropped_programs': dict(dropped),
+      'constant_baseline': constant_baseline(rows),
+      'vocabulary': len(tok),
+      'tokens': {
+          'mean': sum(map(len, sample)) / len(sample),
+          'longest': max(map(len, sample)),
+          'longest_prompt': max(len(m) - sum(m) for m in sample),
+          'longest_completion': max(map(sum, sample)),
+      },
+      'sha256': {
+          f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files
+      },
+  }
+
+
+def constant_baseline(rows):
+  """Held-out accuracy of the best constant answer to each kind of question.
+
+  'output': the one literal that is right most often. 'input': the one call
+  that is right most often, taken over the held-out calls themselves.
+  """
+  heldout = [r['verify'] for r in rows['heldout'] if r['kind'] == 'output']
+  best = {
+      'output': collections.Counter(v['output'] for v in heldout),
+      'input': collections.Counter(v['args'] for v in heldout),
+  }
+  return {k: n.most_common(1)[0][1] / len(heldout) for k, n in best.items()}
+
+
+def progress(done, wanted, tried, began):
+  seconds = time.monotonic() - began
+  left = seconds / max(done, 1) * (wanted - done)
+  print(
+      f'data: {done:,} of {wanted:,} programs ({tried:,} tried), '
+      f'{seconds:.0f} s, about {left:.0f} s left',
+      flush=True,
+  )
+
+
+def report(out, manifest):
+  rows = ', '.join(f'{n:,} {split}' for split, n in manifest['rows'].items())
+  print(f'data: {rows} rows in {out}')
+  print(f'data: programs dropped, by reason: {manifest["dropped_programs"]}')
+  print(f'data: tokens of an example: {manifest["tokens"]}')
+
+
+def main(_):
+  if CONFIG.value is None:
+    raise app.UsageError('--config=configs/<data>.py is required')
+  build(CONFIG.value)
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,74 @@
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from crjax import hf, model, optim
+from crjax.sharding import DECODE_WEIGHTS, make_mesh, tree_shardings
+
+ROOT = pathlib.Path(__file__).parents[1]
+TRAINING = ['sft_smoke', 'grpo_smoke', 'sft_7b', 'grpo_7b']
+
+
+def load(name):
+  path = ROOT / 'configs' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')))
+def test_every_config_parses_and_says_how_to_run_it(path):
+  assert load(path.stem).to_dict()
+  docstring = path.read_text().split('"""')[1]
+  assert f'--config=configs/{path.name}' in docstring
+
+
+@pytest.mark.parametrize('name', TRAINING)
+def test_rows_split_into_slices_and_devices(name):
+  c = load(name)
+  if c.task == 'sft':
+    assert c.batch % c.micro == 0
+  else:
+    rows = c.questions * c.rollouts
+    assert rows % (c.minibatches * c.micro) == 0
+    assert c.questions % c.waves == 0
+    # Every update slice and every wave fills 8 devices.
+    if name.endswith('7b'):
+      assert rows // (c.minibatches * c.micro) % 8 == 0
+      assert c.questions // c.waves % 8 == 0
+
+
+@pytest.mark.parametrize('mesh', [(1, 8, 1), (1, 4, 2), (2, 1, 4)])
+def test_7b_state_shards_on_8_devices(assets, mesh):
+  directory = assets / 'configs' / 'Qwen2.5-7B-Instruct'
+  cfg = hf.config_from_hf(hf.read_json(directory / 'config.json'))
+  c = load('grpo_7b')
+  rate = optim.schedule(c.lr, name=c.schedule, warmup=10, steps=c.steps)
+  optimizer = optim.make(
+      rate, betas=c.betas, weight_decay=c.weight_decay, max_norm=c.max_norm
+  )
+  state = jax.eval_shape(
+      lambda key: optim.init_state(optimizer, model.init(cfg, key), 0),
+      jax.random.key(0),
+  )
+  assert model.count(state['params']) == 7_615_616_512
+  mesh = make_mesh(mesh)
+  shardings = tree_shardings(state, mesh)
+  local = sum(
+      jnp.dtype(x.dtype).itemsize * jnp.prod(jnp.array(s.shard_shape(x.shape)))
+      for x, s in zip(
+          jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True
+      )
+  )
+  # 12 bytes a parameter, split over the weight axes of the mesh.
+  ways = mesh.shape['fsdp'] * mesh.shape['tensor']
+  assert local == pytest.approx(12 * 7_615_616_512 / ways, rel=1e-3)
+  decode = jax.eval_shape(
+      lambda p: model.unstack(p, jnp.bfloat16), state['params']
+  )
+  tree_shardings(decode, mesh, DECODE_WEIGHTS)
+  assert len(decode['layers']) == cfg.L

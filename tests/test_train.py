@@ -1,0 +1,195 @@
+"""Runs of `python -m crjax.train` as a user starts, kills and resumes them."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from crjax import checkpoint, hf, model, tokenizer
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHAPE = model.Config(V=512, L=1, D=32, F=48, N=2, K=1, H=16, tied=True)
+TINY = [f'--config.shape.{k}={getattr(SHAPE, k)}' for k in 'LDFNKH']
+TWO_DEVICES = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+
+
+def command(config, **values):
+  flags = [f'--config.{k}={v}' for k, v in values.items()]
+  path = ROOT / 'configs' / f'{config}.py'
+  return [sys.executable, '-m', 'crjax.train', f'--config={path}', *flags]
+
+
+def start(args, **kwargs):
+  env = os.environ | TWO_DEVICES | {'JAX_PLATFORMS': 'cpu'}
+  return subprocess.Popen(
+      args,
+      cwd=ROOT,
+      env=env,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      **kwargs,
+  )
+
+
+def finish(args):
+  process = start(args)
+  output, _ = process.communicate(timeout=300)
+  return process.returncode, output
+
+
+def steps_logged(workdir):
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  lines = path.read_text().splitlines(keepends=True)
+  return [json.loads(x) for x in lines if x.endswith('\n')]
+
+
+def kill_after(args, workdir, step):
+  """SIGKILLs the run once it has logged `step`; it must still be running."""
+  process = start(args)
+  deadline = time.time() + 300
+  while time.time() < deadline and process.poll() is None:
+    if any(line['step'] >= step for line in steps_logged(workdir)):
+      process.send_signal(signal.SIGKILL)
+      process.communicate()
+      assert process.returncode == -signal.SIGKILL
+      return
+    time.sleep(0.02)
+  raise AssertionError(f'never logged step {step}:\n{process.communicate()[0]}')
+
+
+def without_clock(lines):
+  """What must be equal: everything but wall-clock readings."""
+  return [
+      {
+          k: v
+          for k, v in line.items()
+          if not k.startswith(('time', 'tokens_per', 'perf'))
+      }
+      for line in lines
+  ]
+
+
+def assert_same_run(a, b):
+  (step_a, params_a), (step_b, params_b) = map(checkpoint.restore_params, (a, b))
+  assert step_a == step_b
+  jax.tree.map(np.testing.assert_array_equal, params_a, params_b)
+  assert without_clock(steps_logged(a)) == without_clock(steps_logged(b))
+
+
+@pytest.fixture(scope='module')
+def policy(tmp_path_factory, smoke_data):
+  """A random model in the Hugging Face format, to start GRPO from."""
+  path = tmp_path_factory.mktemp('policy') / 'hf'
+  params = jax.device_get(model.init(SHAPE, jax.random.key(0)))
+  hf.save(path, SHAPE, params, tokenizer_dir=smoke_data / 'tokenizer')
+  return path
+
+
+def sft_args(smoke_data, workdir):
+  values = {
+      'data': smoke_data / 'sft_train.parquet',
+      'tokenizer': smoke_data / 'tokenizer',
+      'workdir': workdir,
+      'batch': 4,
+      'save_every': 5,
+  }
+  return command('sft_smoke', **values) + TINY
+
+
+def grpo_args(smoke_data, policy, workdir, **more):
+  values = {
+      'data': smoke_data / 'rl_train.parquet',
+      'model': policy,
+      'workdir': workdir,
+      'steps': 8,
+      'questions': 4,
+      'rollouts': 2,
+      'completion_length': 16,
+      'save_every': 3,
+      'samples_every': 2,
+  }
+  return command('grpo_smoke', **values | more)
+
+
+def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, tmp_path):
+  whole = sft_args(smoke_data, tmp_path / 'whole')
+  cut = sft_args(smoke_data, tmp_path / 'cut')
+  code, output = finish(whole)
+  assert code == 0, output
+  last = steps_logged(tmp_path / 'whole')[-1]['step']
+  kill_after(cut, tmp_path / 'cut', last // 2)
+  code, output = finish(cut)
+  assert code == 0, output
+  assert 'resumed at step' in output
+  assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
+
+
+def test_a_killed_grpo_run_resumes_bit_for_bit(smoke_data, policy, tmp_path):
+  whole = grpo_args(smoke_data, policy, tmp_path / 'whole')
+  cut = grpo_args(smoke_data, policy, tmp_path / 'cut')
+  code, output = finish(whole)
+  assert code == 0, output
+  kill_after(cut, tmp_path / 'cut', 5)
+  code, output = finish(cut)
+  assert code == 0, output
+  assert 'resumed at step' in output
+  assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
+  for run in ('whole', 'cut'):
+    names = {p.name for p in (tmp_path / run / 'samples').iterdir()}
+    assert 'step_000008.parquet' in names
+
+
+def test_a_finished_run_started_again_changes_nothing(smoke_data, policy, tmp_path):
+  args = grpo_args(smoke_data, policy, tmp_path / 'run', steps=2)
+  assert finish(args)[0] == 0
+  before = steps_logged(tmp_path / 'run')
+  code, output = finish(args)
+  assert code == 0, output
+  assert steps_logged(tmp_path / 'run') == before
+
+
+def test_another_config_in_the_same_directory_is_refused(
+    smoke_data, policy, tmp_path
+):
+  args = grpo_args(smoke_data, policy, tmp_path / 'run', steps=1)
+  assert finish(args)[0] == 0
+  code, output = finish(args + ['--config.lr=0.5'])
+  assert code != 0
+  assert 'lr: 0.0003 before, 0.5 now' in output
+
+
+@pytest.mark.parametrize('config', ['sft_7b', 'grpo_7b'])
+def test_missing_inputs_are_named_with_the_way_to_get_them(config, tmp_path):
+  code, output = finish(command(config, workdir=tmp_path / 'run'))
+  assert code != 0
+  assert 'config.model' in output
+  assert 'config.data' in output
+  assert 'python -m data_pipeline.build' in output
+  assert 'Traceback' not in output
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_typo_in_a_field_is_named(tmp_path):
+  code, output = finish(command('sft_smoke', bacth=4))
+  assert code != 0
+  assert 'bacth' in output
+  assert 'batch' in output  # "Did you mean".
+
+
+def test_the_vocabulary_must_hold_the_tokenizer(smoke_data, tmp_path):
+  args = sft_args(smoke_data, tmp_path / 'run') + ['--config.shape.V=16']
+  code, output = finish(args)
+  assert code != 0
+  assert 'config.shape.V = 16' in output
+  size = len(tokenizer.load(smoke_data / 'tokenizer'))
+  assert str(size) in output
