@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crjax import losses, model, optim, rewards, sampling
+from crjax import losses, model, optim, rewards, sampling, tokenizer
 from crjax.advantages import solved
-from crjax.sharding import DECODE_WEIGHTS, gather, put, replicate
-from crjax.sharding import sum_over_processes, tree_shardings
+from crjax.sharding import gather, put, replicate, sum_over_processes
 
 
 class Batch(NamedTuple):
@@ -62,18 +61,23 @@ def run(state, prompts, *, rollout, judge, advantage, update, log, save, steps):
 
 
 def make_rollout(
-    cfg, params, mesh, *, rollouts, steps, stop_ids, pad_id, dtype, temperature, waves
+    cfg,
+    mesh,
+    *,
+    rollouts: int,
+    steps: int,
+    stop_ids,
+    pad_id: int,
+    dtype,
+    temperature: float,
+    waves: int,
 ):
   """(state, Prompts) -> Rollouts on the device, still being computed.
 
   The questions are sampled in `waves` equal parts, in order: the host judges
-  one part while the device samples the next. `params` gives shapes only.
+  one part while the device samples the next.
   """
-  unstack = functools.partial(model.unstack, dtype=dtype)
-  shardings = tree_shardings(
-      jax.eval_shape(unstack, params), mesh, DECODE_WEIGHTS
-  )
-  decode_copy = jax.jit(unstack, out_shardings=shardings)
+  decode_copy = sampling.make_decode_copy(cfg, mesh, dtype)
   sample = sampling.make(
       cfg, rollouts=rollouts, steps=steps, stop_ids=stop_ids, pad_id=pad_id
   )
@@ -94,7 +98,7 @@ def make_rollout(
   return rollout
 
 
-def make_judge(tokenizer, pool, *, rollouts: int):
+def make_judge(tok, pool, *, rollouts: int):
   """(tasks, waves) -> (the whole Rollout on the host, rewards_QR, rows).
 
   Each process judges its share of every wave; all processes see all rewards.
@@ -109,10 +113,13 @@ def make_judge(tokenizer, pool, *, rollouts: int):
       first = sum(len(w.stopped_B) for w in done)
       done.append(gather(wave))
       mine = range(first, first + len(done[-1].stopped_B))[share]
-      texts = decode(tokenizer, jax.tree.map(lambda x: x[share], done[-1]))
-      truncated = ~done[-1].stopped_B[share]
+      part = jax.tree.map(lambda x: x[share], done[-1])
+      length_B = part.mask_BT.sum(1) - part.stopped_B  # Without the end token.
+      texts = tokenizer.decode(tok, part.tokens_BT, length_B)
       tasks_here = [tasks_B[i] for i in mine]
-      rewards_B[mine], infos = rewards.score(tasks_here, texts, truncated, pool)
+      rewards_B[mine], infos = rewards.score(
+          tasks_here, texts, ~part.stopped_B, pool
+      )
       rows += [
           {'row': i, 'reward': float(rewards_B[i]), 'text': text} | task | info
           for i, text, task, info in zip(mine, texts, tasks_here, infos)
@@ -122,13 +129,6 @@ def make_judge(tokenizer, pool, *, rollouts: int):
     return rolled, rewards_QR, rows
 
   return judge
-
-
-def decode(tokenizer, rolled):
-  """The completions as text, without the token that ended them."""
-  length_B = rolled.mask_BT.sum(1) - rolled.stopped_B
-  rows = [t[:n] for t, n in zip(rolled.tokens_BT, length_B, strict=True)]
-  return tokenizer.batch_decode(rows, skip_special_tokens=False)
 
 
 def make_batch(questions, rolled, adv_QR) -> Batch:

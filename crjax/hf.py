@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from crjax import tokenizer
 from crjax.model import Config
 
 # Ours -> (theirs, 'their axes -> our axes'). `{}` is the layer.
@@ -169,17 +170,21 @@ def save(path, cfg, params, *, tokenizer_dir, dtype='float32'):
   temporary.mkdir()
   config, generation = config_to_hf(cfg) | {'dtype': dtype}, {}
   if tokenizer_dir is not None:
-    for file in _tokenizer_files(pathlib.Path(tokenizer_dir)):
-      shutil.copy(file, temporary / file.name)
+    tokenizer.copy(tokenizer_dir, temporary)
     generation = token_ids(tokenizer_dir)
   _write_json(temporary / 'config.json', config | generation)
   _write_json(temporary / 'generation_config.json', generation)
   _write_tensors(temporary, to_hf(cfg, params, DTYPES[dtype]))
+  replace(temporary, path)
+
+
+def replace(new, path):
+  """Renames directory `new` to `path`; what was there goes away after it."""
   old = path.with_name(f'{path.name}.old')
   shutil.rmtree(old, ignore_errors=True)
   if path.exists():
     os.replace(path, old)
-  os.replace(temporary, path)
+  os.replace(new, path)
   shutil.rmtree(old, ignore_errors=True)
 
 
@@ -230,9 +235,7 @@ def tensor_files(path) -> dict:
 
 def token_ids(tokenizer_dir) -> dict:
   """The bos, eos and pad ids that generation needs, from the tokenizer."""
-  import transformers  # Slow to import.
-
-  tok = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
+  tok = tokenizer.load(tokenizer_dir)
   ids = {
       'bos_token_id': tok.bos_token_id,
       'eos_token_id': tok.eos_token_id,
@@ -296,18 +299,6 @@ def _open(path):
     raise
   except (safetensors.SafetensorError, OSError) as error:
     raise ValueError(f'{path} is damaged: {error}') from error
-
-
-def _tokenizer_files(directory):
-  weights = {'config.json', 'generation_config.json'}
-  kept = ('.json', '.jinja', '.txt', '.model')
-  return [
-      file
-      for file in sorted(directory.iterdir())
-      if file.suffix in kept
-      and file.name not in weights
-      and 'safetensors' not in file.name
-  ]
 
 
 def _write_json(path, value):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from crjax import model
-from crjax.sharding import shard
+from crjax.sharding import DECODE_WEIGHTS, shard, tree_shardings
 
 SEGMENT = 256  # The cache starts this much longer than the prompt.
 
@@ -25,6 +25,15 @@ class Rollout(NamedTuple):
   logp_BT: jax.Array  # float32, of the distribution that was sampled from
   mask_BT: jax.Array  # true up to and including the end token
   stopped_B: jax.Array  # true where an end token was sampled, else truncated
+
+
+def make_decode_copy(cfg, mesh, dtype):
+  """A jitted `model.unstack`: D is gathered once, not at every token."""
+  unstack = functools.partial(model.unstack, dtype=dtype)
+  init = functools.partial(model.init, cfg)
+  shapes = jax.eval_shape(lambda key: unstack(init(key)), jax.random.key(0))
+  shardings = tree_shardings(shapes, mesh, DECODE_WEIGHTS)
+  return jax.jit(unstack, out_shardings=shardings)
 
 
 def make(cfg, *, rollouts: int, steps: int, stop_ids, pad_id: int):

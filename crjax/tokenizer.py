@@ -4,6 +4,7 @@ Prompts and completions are tokenized apart, here and while sampling, so that a
 model is trained on exactly the token boundaries it will meet.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -12,6 +13,16 @@ import shutil
 import tokenizers
 import transformers
 
+FILES = (
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'chat_template.jinja',
+    'special_tokens_map.json',
+    'added_tokens.json',
+    'vocab.json',
+    'merges.txt',
+    'tokenizer.model',
+)
 SPECIAL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 # ChatML: what Qwen2.5's template renders for system, user and assistant turns.
 CHAT_TEMPLATE = (
@@ -21,11 +32,9 @@ CHAT_TEMPLATE = (
     '{% endfor %}'
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# A tag, a few runs of marks, a word, a digit, a mark, a break and its indent.
-PIECES = (
-    r' ?</?\p{L}+>|`+|\?+|, ?| ?[=!<>]=| ?\p{L}+|\p{N}'
-    r'| ?[^\s\p{L}\p{N}]|\n *|\s'
-)
+# Finer than Qwen's own pieces, for training only: a word, an opened tag, a few
+# runs of marks, a mark, white space. What is apart here never merges.
+PIECES = r'[ <]?\p{L}+|`+|\?+|</| ?==|\p{N}| ?[^\s\p{L}\p{N}]|\n+| +'
 QUOTED = re.compile(r"'[^'\n]*'")
 
 SYSTEM = 'You are an expert Python programmer.'
@@ -36,16 +45,14 @@ What does this call return?
 {code}
 ```
 assert {entry}({args}) == ??
-Think in <reasoning> </reasoning>, then write the literal in <answer> \
-</answer>.""",
+Think inside <reasoning> tags, then put the literal inside <answer> tags.""",
     'input': """\
 Which call returns this value?
 ```python
 {code}
 ```
 assert {entry}(??) == {output}
-Think in <reasoning> </reasoning>, then write the call in <answer> \
-</answer>.""",
+Think inside <reasoning> tags, then put the call inside <answer> tags.""",
 }
 
 
@@ -66,19 +73,34 @@ def messages(kind: str, code: str, entry: str, args: str, output: str):
 
 
 def load(path):
-  """The tokenizer of a Hugging Face directory, with a chat template.
+  """The tokenizer of a Hugging Face directory.
 
-  Raises FileNotFoundError or ValueError that names what the directory lacks.
+  Read from tokenizer.json where there is one: AutoTokenizer would rebuild a
+  Qwen2Tokenizer beside any `qwen2` config, another pre-tokenizer and decoder
+  included. Without a pad token the end token pads; padding is always masked.
+  Raises FileNotFoundError naming what the directory lacks.
   """
   path = pathlib.Path(path)
   if not (path / 'tokenizer_config.json').exists():
     raise FileNotFoundError(
         f'{path} holds no tokenizer (tokenizer_config.json is missing)'
     )
-  tok = transformers.AutoTokenizer.from_pretrained(path)
-  if tok.pad_token_id is None or tok.eos_token_id is None:
-    raise ValueError(f'{path}: the tokenizer needs a pad and an eos token')
+  if (path / 'tokenizer.json').exists():
+    tok = transformers.PreTrainedTokenizerFast.from_pretrained(path)
+  else:  # tokenizer.model, or vocab.json with merges.txt.
+    tok = transformers.AutoTokenizer.from_pretrained(path)
+  if tok.pad_token_id is None:
+    tok.pad_token = tok.eos_token
   return tok
+
+
+def copy(source, target):
+  """Copies the tokenizer's files between directories, byte for byte."""
+  target = pathlib.Path(target)
+  target.mkdir(parents=True, exist_ok=True)
+  for name in FILES:
+    if (file := pathlib.Path(source) / name).exists():
+      shutil.copy(file, target / name)
 
 
 def stop_ids(tok) -> tuple[int, ...]:
@@ -110,25 +132,32 @@ def encode_example(tok, conversation):
   return prompt + completion, [0] * len(prompt) + [1] * len(completion)
 
 
+def decode(tok, tokens_BT, length_B) -> list[str]:
+  """The first `length_B` tokens of each row as text, special ones included."""
+  rows = [t[:n] for t, n in zip(tokens_BT, length_B, strict=True)]
+  return tok.batch_decode(rows, skip_special_tokens=False)
+
+
 def train(texts, path, *, vocab_size: int):
   """Trains a byte-level BPE on `texts` and saves it as a Hugging Face directory.
 
-  Quoted strings are left out of the statistics, so that their letters stay
-  single tokens: a small model can then see what a string method does. The
-  directory appears whole or not at all.
+  It is a Qwen2Tokenizer: beside a `qwen2` config.json Transformers builds that
+  class, whatever the files say, and its way of cutting text must be the one
+  the model was trained with. Quoted strings are left out of the statistics, so
+  that their letters stay single tokens: a small model can then see what a
+  string method does. The directory appears whole or not at all.
   """
+  qwen = transformers.Qwen2Tokenizer().backend_tokenizer
   bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
   bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
       [
+          qwen.pre_tokenizer[0],
           tokenizers.pre_tokenizers.Split(
               tokenizers.Regex(PIECES), behavior='isolated'
           ),
-          tokenizers.pre_tokenizers.ByteLevel(
-              add_prefix_space=False, use_regex=False
-          ),
+          qwen.pre_tokenizer[1],
       ]
   )
-  bpe.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
       vocab_size=vocab_size,
       special_tokens=list(SPECIAL),
@@ -138,11 +167,12 @@ def train(texts, path, *, vocab_size: int):
   roles = ['system', 'user', 'assistant'] * len(texts)  # As often as a chat.
   plain = (QUOTED.sub("''", text) for text in [*texts, *roles])
   bpe.train_from_iterator(plain, trainer)
-  tok = transformers.PreTrainedTokenizerFast(
-      tokenizer_object=bpe,
+  trained = json.loads(bpe.to_str())['model']
+  tok = transformers.Qwen2Tokenizer(
+      vocab=trained['vocab'],
+      merges=[tuple(pair) for pair in trained['merges']],
       eos_token='<|im_end|>',
-      pad_token='<|endoftext|>',
-      clean_up_tokenization_spaces=False,
+      extra_special_tokens=['<|im_start|>'],
       chat_template=CHAT_TEMPLATE,
   )
   path = pathlib.Path(path)

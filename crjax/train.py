@@ -11,7 +11,6 @@ import contextlib
 import functools
 import json
 import pathlib
-import shutil
 import sys
 
 from absl import app
@@ -62,8 +61,7 @@ def train_grpo(c):
   """Builds the parts of a GRPO run and hands them to `grpo.run`."""
   tok, cfg, load = open_inputs(c)
   mesh = make_mesh(c.mesh)
-  shardings = functools.partial(tree_shardings, mesh=mesh)
-  abstract = abstract_params(cfg)
+  shardings = tree_shardings(abstract_params(cfg), mesh)
   dtype = DTYPES[c.dtype]
   prompts = data.prompts(
       c.data,
@@ -76,7 +74,6 @@ def train_grpo(c):
   optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
   rollout = grpo.make_rollout(
       cfg,
-      abstract,
       mesh,
       rollouts=c.rollouts,
       steps=c.completion_length,
@@ -97,7 +94,7 @@ def train_grpo(c):
         rate,
         mesh,
         # The reference is the model that the run started from, resumed or not.
-        reference=load(shardings(abstract)) if c.kl_coef else None,
+        reference=load(shardings) if c.kl_coef else None,
         minibatches=c.minibatches,
         micro=c.micro,
         temperature=c.temperature,
@@ -230,9 +227,7 @@ def describe(c, cfg):
           + '\nSet them back to resume it, or choose another --config.workdir.'
       )
   if jax.process_index() == 0:
-    source = c.tokenizer or c.model
-    workdir.mkdir(parents=True, exist_ok=True)
-    tokenizer.load(source).save_pretrained(workdir / 'tokenizer')
+    tokenizer.copy(c.tokenizer or c.model, workdir / 'tokenizer')
     checkpoint.write_json(path, {'config': now, 'model': hf.config_to_hf(cfg)})
 
 

@@ -54,7 +54,6 @@ class Setup:
       )
       self._rollout = grpo.make_rollout(
           CFG,
-          abstract['params'],
           self.mesh,
           rollouts=R,
           steps=C,

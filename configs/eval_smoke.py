@@ -1,0 +1,23 @@
+"""Evaluation of smoke models: the held-out split, greedy and sampled.
+
+  python -m crjax.evaluate --config=configs/eval_smoke.py --model=DIR --out=DIR
+
+Hardware: 2 CPU cores. Time: under a minute. `--data=` takes another split or a
+file in CRUXEval's format.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+  c = ConfigDict()
+  c.seed = 0
+  c.data = 'runs/smoke/data/heldout.parquet'
+  c.samples = 4  # a question, at T = 1
+  c.batch = 128  # completions at a time
+  c.prompt_length = 1024
+  c.completion_length = 128
+  c.workers = 2
+  c.mesh = (-1, 1, 1)  # data, fsdp, tensor
+  c.dtype = 'float32'
+  return c

@@ -1,0 +1,285 @@
+"""How often a model is right, greedy and sampled, with confidence intervals.
+
+  python -m crjax.evaluate --config=configs/eval_smoke.py --model=DIR
+  python -m crjax.evaluate --config=configs/eval_smoke.py --model=DIR \\
+      --data=cruxeval.jsonl --out=DIR
+
+Reads a split of data_pipeline.build or any file in CRUXEval's format. Accuracy
+is strict (see rewards/judge.py) and counts a right answer in a wrong form;
+rewards do not, and the share of right forms stands beside it.
+"""
+
+import collections
+import functools
+import json
+import os
+import pathlib
+import sys
+import time
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+import numpy as np
+import rich.console
+import rich.table
+
+from crjax import data, execution, hf, rewards, sampling, tokenizer
+from crjax.checkpoint import write_json
+from crjax.evals import cruxeval
+from crjax.sharding import gather, make_mesh, put, replicate
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'How to evaluate.')
+MODEL = flags.DEFINE_string('model', None, 'A Hugging Face directory.')
+DATA = flags.DEFINE_string('data', None, 'Parquet split or CRUXEval JSONL.')
+OUT = flags.DEFINE_string('out', None, 'Where report.json goes.')
+
+DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
+RESAMPLES = 2000  # of the bootstrap
+WIDTH = 64  # Prompts are padded to multiples of this: few shapes to compile.
+
+
+def run(tasks, complete, pool, *, samples: int) -> list[dict]:
+  """One row per task and completion: greedy ones first, then `samples` more.
+
+  `complete(prompts, temperature, rollouts)` returns (texts, truncated) with
+  `rollouts` completions a prompt; a prompt that does not fit gives None.
+  """
+  prompts = [
+      tokenizer.messages(
+          t['kind'], t['code'], t['entry'], t['args'], t['output']
+      )
+      for t in tasks
+  ]
+  rows = []
+  for mode, temperature, n in (('greedy', 0.0, 1), ('sampled', 1.0, samples)):
+    texts, truncated = complete(prompts, temperature, n)
+    repeated = [task for task in tasks for _ in range(n)]
+    answers = [text or '' for text in texts]
+    _, infos = rewards.score(repeated, answers, truncated, pool)
+    for i, info in enumerate(infos):
+      rows.append(
+          {
+              'mode': mode,
+              'sample': i % n,
+              'text': texts[i],
+              'fits': texts[i] is not None,
+              'truncated': bool(truncated[i]),
+          }
+          | repeated[i]
+          | info
+      )
+  return rows
+
+
+def make_complete(
+    cfg,
+    params,
+    tok,
+    mesh,
+    *,
+    batch: int,
+    prompt_length: int,
+    completion_length: int,
+    seed: int,
+):
+  """`complete` for `run`, from the decode copy `params`.
+
+  Batches of `batch` completions, all of a few shapes; neighbours in length go
+  together. Noise depends on the prompt's place in the data, not on batches.
+  """
+  make = functools.partial(
+      sampling.make,
+      cfg,
+      steps=completion_length,
+      stop_ids=tokenizer.stop_ids(tok),
+      pad_id=tok.pad_token_id,
+  )
+
+  def complete(prompts, temperature, rollouts):
+    encoded = [tokenizer.encode_prompt(tok, prompt) for prompt in prompts]
+    fits = [i for i, x in enumerate(encoded) if len(x) <= prompt_length]
+    fits.sort(key=lambda i: len(encoded[i]))
+    texts = [None] * (len(prompts) * rollouts)
+    truncated = np.zeros(len(texts), bool)
+    sample, size = make(rollouts=rollouts), max(batch // rollouts, 1)
+    knobs = [np.float32(temperature), np.float32(1), np.int32(0)]
+    knobs = [replicate(mesh, x) for x in knobs]
+    began = time.monotonic()
+    for start in range(0, len(fits), size):
+      ids = fits[start : start + size]
+      full = ids + ids[:1] * (size - len(ids))  # The last batch is filled up.
+      width = min(-(-len(encoded[ids[-1]]) // WIDTH) * WIDTH, prompt_length)
+      rows = data.left_pad(
+          [encoded[i] for i in full], width, tok.pad_token_id
+      )
+      rows = put(mesh, (*rows, np.array(full, np.int32)))
+      rolled = gather(sample(params, *rows, jax.random.key(seed), *knobs))
+      length_B = rolled.mask_BT.sum(1) - rolled.stopped_B
+      decoded = tokenizer.decode(tok, rolled.tokens_BT, length_B)
+      for n in range(len(ids) * rollouts):
+        slot = ids[n // rollouts] * rollouts + n % rollouts
+        texts[slot], truncated[slot] = decoded[n], not rolled.stopped_B[n]
+      _progress(start + len(ids), len(fits), temperature, rollouts, began)
+    return texts, truncated
+
+  return complete
+
+
+def summarize(rows, *, seed: int = 0) -> dict:
+  """{kind: {n, greedy: numbers, sampled: numbers}} of the rows of `run`.
+
+  Items that our own machinery failed to judge are left out and counted.
+  """
+  report = {}
+  for kind in sorted({row['kind'] for row in rows}):
+    of_kind = [row for row in rows if row['kind'] == kind]
+    report[kind] = {'n': len({row['id'] for row in of_kind})}
+    for mode in ('greedy', 'sampled'):
+      some = [row for row in of_kind if row['mode'] == mode]
+      report[kind][mode] = _numbers(some, seed)
+  return report
+
+
+def _numbers(rows, seed):
+  """Fractions over items, each item the mean of its samples."""
+  judged = [row for row in rows if row['verdict'] != 'infra']
+  items = collections.defaultdict(list)
+  for row in judged:
+    items[row['id']].append(row)
+  mean = lambda field: np.array(
+      [np.mean([row[field] for row in item]) for item in items.values()]
+  )
+  right = mean('right')
+  samples = max((row['sample'] for row in rows), default=0) + 1
+  single = samples == 1
+  interval = wilson(right) if single else bootstrap(right, seed)
+  return {
+      'strict': float(right.mean()) if len(right) else None,
+      'ci95': interval,
+      'typed': float(mean('typed').mean()) if len(right) else None,
+      'format_rate': float(mean('format_ok').mean()) if len(right) else None,
+      'truncated': float(mean('truncated').mean()) if len(right) else None,
+      'samples': samples,
+      'infra': len(rows) - len(judged),
+      'too_long': sum(not row['fits'] for row in rows),
+  }
+
+
+def wilson(right, z: float = 1.96):
+  """95 % interval of a share of right answers (Wilson 1927)."""
+  n = len(right)
+  if not n:
+    return None
+  p = float(np.mean(right))
+  centre, scale = p + z * z / (2 * n), 1 + z * z / n
+  half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+  return [max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)]
+
+
+def bootstrap(right, seed: int):
+  """95 % interval of a mean over items whose samples belong together."""
+  if not len(right):
+    return None
+  rng = np.random.default_rng(seed)
+  draws = rng.integers(0, len(right), (RESAMPLES, len(right)))
+  low, high = np.quantile(right[draws].mean(1), [0.025, 0.975])
+  return [float(low), float(high)]
+
+
+def read_tasks(path) -> list[dict]:
+  """Tasks of a Parquet split of ours, or of a CRUXEval-format JSONL file."""
+  if pathlib.Path(path).suffix == '.jsonl':
+    return cruxeval.load(path)
+  rows = data.read(path, {'id', 'kind', 'prompt', 'verify'})
+  return [data.task(row) for row in rows]
+
+
+def write(out, report, rows):
+  """items.parquet first, report.json last: with it, the evaluation is whole."""
+  import datasets  # Slow to import.
+
+  out = pathlib.Path(out)
+  out.mkdir(parents=True, exist_ok=True)
+  temporary = out / 'items.tmp'
+  datasets.disable_progress_bars()
+  datasets.Dataset.from_list(rows).to_parquet(str(temporary))
+  os.replace(temporary, out / 'items.parquet')
+  write_json(out / 'report.json', report)
+
+
+def show(report):
+  settings = report['settings']
+  table = rich.table.Table(
+      title=f'{settings["model"]} on {settings["data"]}\nstrict accuracy, '
+      '95 % interval in brackets, percent'
+  )
+  columns = ('kind', 'items', 'decoding', 'accuracy', 'typed', 'format',
+             'truncated', 'too long', 'infra')
+  for name in columns:
+    table.add_column(name, justify='right')
+  percent = lambda x: '-' if x is None else f'{100 * x:.1f}'
+  for kind, found in report['kinds'].items():
+    for mode in ('greedy', 'sampled'):
+      x = found[mode]
+      low, high = x['ci95'] or (None, None)
+      label = mode if mode == 'greedy' else f'T=1, {x["samples"]} samples'
+      table.add_row(
+          kind,
+          str(found['n']),
+          label,
+          f'{percent(x["strict"])} [{percent(low)}, {percent(high)}]',
+          percent(x['typed']),
+          percent(x['format_rate']),
+          percent(x['truncated']),
+          str(x['too_long']),
+          str(x['infra']),
+      )
+  rich.console.Console().print(table)
+
+
+def _progress(done, total, temperature, rollouts, began):
+  left = (time.monotonic() - began) / done * (total - done)
+  print(
+      f'evaluate: {done} of {total} prompts, T={temperature:g}, {rollouts} '
+      f'completions each, about {left:.0f} s left',
+      flush=True,
+  )
+
+
+def main(_):
+  c, source = CONFIG.value, DATA.value or CONFIG.value.data
+  if not MODEL.value:
+    raise app.UsageError('--model=DIR, a Hugging Face directory, is required')
+  for flag, path in (('--model', MODEL.value), ('--data', source)):
+    if not pathlib.Path(path).exists():
+      sys.exit(f'{flag}={path} does not exist')
+  tasks, mesh = read_tasks(source), make_mesh(c.mesh)
+  cfg, params = hf.load(MODEL.value)
+  complete = make_complete(
+      cfg,
+      sampling.make_decode_copy(cfg, mesh, DTYPES[c.dtype])(params),
+      tokenizer.load(MODEL.value),
+      mesh,
+      batch=c.batch,
+      prompt_length=c.prompt_length,
+      completion_length=c.completion_length,
+      seed=c.seed,
+  )
+  with jax.set_mesh(mesh), execution.Pool(c.workers) as pool:
+    rows = run(tasks, complete, pool, samples=c.samples)
+  settings = json.loads(c.to_json()) | {
+      'model': MODEL.value,
+      'data': source,
+      'judge': 'strict',
+  }
+  report = {'settings': settings, 'kinds': summarize(rows, seed=c.seed)}
+  if OUT.value and jax.process_index() == 0:
+    write(OUT.value, report, rows)
+  show(report)
+
+
+if __name__ == '__main__':
+  app.run(main)

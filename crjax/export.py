@@ -1,0 +1,114 @@
+"""A checkpoint of a run as a Hugging Face directory, checked before it is done.
+
+  python -m crjax.export --workdir=runs/smoke/grpo --out=runs/smoke/grpo/export
+
+The directory is written, read back, and compared with the parameters it came
+from: weights, logits, a greedy continuation and the tokenizer. A difference
+removes it and fails.
+"""
+
+import pathlib
+import shutil
+import sys
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crjax import checkpoint, hf, model, sampling, tokenizer
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'A run of crjax.train.')
+OUT = flags.DEFINE_string('out', None, 'The directory to write.')
+STEP = flags.DEFINE_integer('step', None, 'Default: the newest checkpoint.')
+DTYPE = flags.DEFINE_enum('dtype', 'float32', sorted(hf.DTYPES), 'Stored as.')
+
+CONTINUED = 16  # tokens of the greedy comparison
+PROBE = [
+    {'role': 'system', 'content': tokenizer.SYSTEM},
+    {'role': 'user', 'content': "def f(x):\n    return x + '!'"},
+]
+
+
+def export(workdir, out, *, step=None, dtype='float32') -> int:
+  """Writes and verifies `out`; returns the step of its checkpoint.
+
+  Raises ValueError with the difference if what was written does not read back
+  as what was meant; `out` is then gone, and an earlier export of that name
+  stays as it was.
+  """
+  workdir, out = pathlib.Path(workdir), pathlib.Path(out)
+  if out.exists() and not (out / 'config.json').exists() and any(out.iterdir()):
+    raise ValueError(f'{out} is not an export; choose another --out')
+  step, params = checkpoint.restore_params(workdir, step)
+  described = hf.read_json(workdir / 'config.json')['model']
+  cfg = hf.config_from_hf(described)
+  stored = jax.tree.map(
+      lambda x: x.astype(hf.DTYPES[dtype]).astype(np.float32), params
+  )
+  draft = out.with_name(f'{out.name}.draft')
+  hf.save(
+      draft, cfg, params, tokenizer_dir=workdir / 'tokenizer', dtype=dtype
+  )
+  if difference := compare(draft, cfg, stored, workdir / 'tokenizer'):
+    shutil.rmtree(draft)
+    raise ValueError(f'{out} was not written: {difference}')
+  hf.replace(draft, out)
+  return step
+
+
+def compare(path, cfg, params, tokenizer_dir) -> str:
+  """What differs between a directory and these parameters; '' for nothing."""
+  read_cfg, read = hf.load(path)
+  if read_cfg != cfg:
+    return f'config.json reads {read_cfg}, not {cfg}'
+  flat, read_flat = hf.flatten(params), hf.flatten(read)
+  for name, x in flat.items():
+    if not np.array_equal(x, read_flat[name]):
+      return f'{name} reads back differently'
+  tok, read_tok = tokenizer.load(tokenizer_dir), tokenizer.load(path)
+  prompt = tokenizer.encode_prompt(tok, PROBE)
+  if tokenizer.encode_prompt(read_tok, PROBE) != prompt:
+    return 'the tokenizer reads back differently'
+  logits, tokens = probe(cfg, params, prompt)
+  read_logits, read_tokens = probe(cfg, read, prompt)
+  if not np.array_equal(logits, read_logits):
+    return f'logits differ by {np.abs(logits - read_logits).max():.2g}'
+  if not np.array_equal(tokens, read_tokens):
+    return f'greedy continuation {read_tokens}, not {tokens}'
+  return ''
+
+
+def probe(cfg, params, prompt):
+  """(logits_TV of the prompt, CONTINUED greedy tokens) in float32."""
+  tokens_BT = np.array([prompt], np.int32)
+  valid_BT = np.ones_like(tokens_BT, bool)
+  x_BTD = model.forward(cfg, params, tokens_BT, valid_BT, dtype=jnp.float32)
+  sample = sampling.make(
+      cfg, rollouts=1, steps=CONTINUED, stop_ids=(), pad_id=0
+  )
+  rolled = sample(
+      model.unstack(params, jnp.float32),
+      tokens_BT,
+      valid_BT,
+      np.zeros(1, np.int32),
+      jax.random.key(0),
+      0.0,
+  )
+  logits_BTV = model.logits(params, x_BTD)
+  return np.asarray(logits_BTV[0]), np.asarray(rolled.tokens_BT[0])
+
+
+def main(_):
+  if not WORKDIR.value or not OUT.value:
+    raise app.UsageError('--workdir=RUN and --out=DIR are required')
+  try:
+    step = export(WORKDIR.value, OUT.value, step=STEP.value, dtype=DTYPE.value)
+  except (ValueError, OSError) as error:
+    sys.exit(f'export: {error}')
+  print(f'export: step {step} of {WORKDIR.value} in {OUT.value}, verified')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,162 @@
+"""Continues raw prompts of a JSONL file with a model from a directory.
+
+  python -m crjax.generate --model=DIR --prompts=in.jsonl --out=out.jsonl \\
+      --temperature=0 --max_new_tokens=200
+
+A line is {"prompt": text} or {"prompt_ids": [...]}; other keys are carried
+over. No chat template is applied. Each line of the output adds "prompt_ids",
+"ids" (the new tokens, an end token included) and "text".
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crjax import data, hf, sampling, tokenizer
+from crjax.sharding import gather, make_mesh, put
+
+MODEL = flags.DEFINE_string('model', None, 'A Hugging Face directory.')
+PROMPTS = flags.DEFINE_string('prompts', None, 'JSONL of prompts.')
+OUT = flags.DEFINE_string('out', None, 'JSONL of continuations.')
+TEMPERATURE = flags.DEFINE_float('temperature', 1.0, '0 is greedy.')
+TOP_P = flags.DEFINE_float('top_p', 1.0, '1 is off.')
+TOP_K = flags.DEFINE_integer('top_k', 0, '0 is off.')
+MAX_NEW = flags.DEFINE_integer('max_new_tokens', 128, 'Longest continuation.')
+SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling noise.')
+BATCH = flags.DEFINE_integer('batch', 32, 'Prompts at a time.')
+DTYPE = flags.DEFINE_enum('dtype', 'float32', sorted(hf.DTYPES), 'Compute.')
+
+WIDTH = 64  # Prompts are padded to multiples of this: few shapes to compile.
+DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
+
+
+def read_prompts(path, tok, vocabulary: int) -> list[dict]:
+  """The lines of a prompt file, each with its "prompt_ids".
+
+  Raises ValueError naming the line and the field that is wrong.
+  """
+  lines = []
+  for number, text in enumerate(path.read_text().splitlines(), start=1):
+    where = f'{path}, line {number}'
+    if not text.strip():
+      continue
+    try:
+      line = json.loads(text)
+    except ValueError as error:
+      raise ValueError(f'{where}: not JSON: {error}') from error
+    if not isinstance(line, dict) or not {'prompt', 'prompt_ids'} & line.keys():
+      raise ValueError(f'{where}: needs a "prompt" or a "prompt_ids" field')
+    if 'prompt_ids' not in line:
+      line['prompt_ids'] = _encode(line['prompt'], tok, where)
+    _check(line['prompt_ids'], vocabulary, where)
+    lines.append(line)
+  if not lines:
+    raise ValueError(f'{path} holds no prompts')
+  return lines
+
+
+def generate(cfg, params, lines, *, mesh, stop_ids, steps, batch, key, knobs):
+  """Lists of new tokens, one a line and in that order.
+
+  Noise is a function of (key, line number, position): not of the batch.
+  """
+  sample = sampling.make(
+      cfg, rollouts=1, steps=steps, stop_ids=stop_ids, pad_id=0
+  )
+  ids = [line['prompt_ids'] for line in lines]
+  order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+  new, size = [None] * len(ids), min(batch, len(ids))
+  for start in range(0, len(order), size):
+    rows = order[start : start + size]
+    full = rows + rows[:1] * (size - len(rows))  # The last batch is filled up.
+    width = -(-len(ids[rows[-1]]) // WIDTH) * WIDTH
+    prompts = data.left_pad([ids[i] for i in full], width, 0)
+    there = put(mesh, (*prompts, np.array(full, np.int32)))
+    rolled = gather(sample(params, *there, key, *knobs))
+    for row, tokens, n in zip(rows, rolled.tokens_BT, rolled.mask_BT.sum(1)):
+      new[row] = tokens[:n].tolist()
+    print(f'generate: {start + len(rows)} of {len(ids)} prompts', flush=True)
+  return new
+
+
+def end_ids(path) -> tuple[int, ...]:
+  """The end tokens that a directory declares, none if it declares none."""
+  for name in ('generation_config.json', 'config.json'):
+    if (path / name).exists():
+      found = hf.read_json(path / name).get('eos_token_id')
+      if found is not None:
+        return tuple(found) if isinstance(found, list) else (found,)
+  return ()
+
+
+def write(path, lines):
+  """Writes JSONL atomically."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'{path.name}.tmp')
+  text = ''.join(json.dumps(x, ensure_ascii=False) + '\n' for x in lines)
+  temporary.write_text(text)
+  os.replace(temporary, path)
+
+
+def _encode(prompt, tok, where):
+  if tok is None:
+    raise ValueError(f'{where}: the model has no tokenizer; give "prompt_ids"')
+  if not isinstance(prompt, str):
+    raise ValueError(f'{where}: field "prompt" must be a string')
+  return tok(prompt, add_special_tokens=False)['input_ids']
+
+
+def _check(ids, vocabulary, where):
+  whole = isinstance(ids, list) and all(type(i) is int for i in ids)
+  if not whole or not ids:
+    raise ValueError(f'{where}: the prompt must be one token or more')
+  if not all(0 <= i < vocabulary for i in ids):
+    raise ValueError(f'{where}: a token is outside 0..{vocabulary - 1}')
+
+
+def run():
+  path = pathlib.Path(MODEL.value)
+  cfg, params = hf.load(path)
+  has_tokenizer = (path / 'tokenizer_config.json').exists()
+  tok = tokenizer.load(path) if has_tokenizer else None
+  lines = read_prompts(pathlib.Path(PROMPTS.value), tok, cfg.V)
+  mesh = make_mesh((-1, 1, 1))
+  with jax.set_mesh(mesh):
+    new = generate(
+        cfg,
+        sampling.make_decode_copy(cfg, mesh, DTYPES[DTYPE.value])(params),
+        lines,
+        mesh=mesh,
+        stop_ids=end_ids(path),
+        steps=MAX_NEW.value,
+        batch=BATCH.value,
+        key=jax.random.key(SEED.value),
+        knobs=(TEMPERATURE.value, TOP_P.value, TOP_K.value),
+    )
+  for line, ids in zip(lines, new, strict=True):
+    text = tok.decode(ids, skip_special_tokens=True) if tok else None
+    line |= {'ids': ids, 'text': text}
+  if jax.process_index() == 0:
+    write(pathlib.Path(OUT.value), lines)
+  print(f'generate: {len(lines)} continuations in {OUT.value}')
+
+
+def main(_):
+  for flag in (MODEL, PROMPTS, OUT):
+    if not flag.value:
+      raise app.UsageError(f'--{flag.name} is required')
+  try:
+    run()
+  except (ValueError, OSError) as error:
+    sys.exit(f'generate: {error}')
+
+
+if __name__ == '__main__':
+  app.run(main)

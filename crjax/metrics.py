@@ -1,0 +1,174 @@
+"""What a run leaves to read: metrics.jsonl, TensorBoard events, samples.
+
+Numbers of one step are one JSON object a line; a value that is not finite is
+null. A resumed run cuts the file back to the step it resumes from, so that
+every step is there once.
+"""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+
+import rich.console
+import rich.progress
+import rich.table
+import rich.text
+
+QUIET_SECONDS = 10.0  # Between progress lines where there is no terminal.
+SHOWN_SAMPLES = 3
+SHOWN_CHARS = 160
+
+
+class Writer:
+  """The open files of a run; use as a context manager.
+
+  Args:
+    run_dir: created if need be.
+    start_step: the step that the run resumes from, 0 for a fresh run.
+    total_steps: where the progress ends.
+  """
+
+  def __init__(self, run_dir, *, start_step: int, total_steps: int):
+    import tensorflow as tf  # Slow to import; only event files need it.
+
+    self._dir = pathlib.Path(run_dir)
+    self._dir.mkdir(parents=True, exist_ok=True)
+    path = self._dir / 'metrics.jsonl'
+    truncate(path, start_step)
+    self._lines = path.open('a')
+    self._tf = tf
+    self._events = tf.summary.create_file_writer(str(self._dir))
+    self._first, self._total = start_step, total_steps
+    self._began = self._last = self._shown = time.monotonic()
+    self._console = rich.console.Console()
+    self._bar = _bar(self._console, start_step, total_steps)
+
+  def write(self, step: int, scalars: dict, tokens: int):
+    """Records the numbers of a step that read or sampled `tokens` tokens."""
+    now = time.monotonic()
+    seconds = now - self._last
+    self._last = now
+    clock = {
+        'time': time.time(),
+        'time/step_s': seconds,
+        'perf/tokens_per_s': tokens / max(seconds, 1e-9),
+    }
+    line = {'step': step, 'tokens': tokens, **scalars, **clock}
+    finite = {k: v if math.isfinite(v) else None for k, v in line.items()}
+    self._lines.write(json.dumps(finite) + '\n')
+    self._lines.flush()
+    with self._events.as_default(step):
+      for name, value in (scalars | clock).items():
+        self._tf.summary.scalar(name, value)
+    self._show(step, scalars, clock['perf/tokens_per_s'])
+
+  def samples(self, step: int, rows: list[dict]):
+    """Writes rows to samples/step_<step>.parquet and shows a few of them."""
+    import datasets  # Slow to import.
+
+    path = self._dir / 'samples' / f'step_{step:06d}.parquet'
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix('.tmp')
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list(rows).to_parquet(str(temporary))
+    os.replace(temporary, path)
+    self._console.print(sample_table(step, rows))
+
+  def close(self):
+    self._lines.close()
+    self._events.close()
+    if self._bar:
+      self._bar.stop()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def _show(self, step, scalars, speed):
+    now = time.monotonic()
+    pace = (now - self._began) / (step - self._first)
+    left = pace * (self._total - step)
+    headline = ' '.join(
+        f'{name} {scalars[name]:.4g}'
+        for name in ('loss', 'reward', 'format_rate', 'entropy', 'lr')
+        if name in scalars
+    )
+    text = f'{headline}  {speed:,.0f} tokens/s  {clock_text(left)} left'
+    if self._bar:
+      self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+    elif now - self._shown > QUIET_SECONDS or step == self._total:
+      self._shown = now
+      print(f'step {step}/{self._total}  {text}', flush=True)
+
+
+def truncate(path, last_step: int):
+  """Drops lines after `last_step`, and a last line that a kill tore."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    return
+  kept = [
+      line
+      for line in path.read_text().splitlines(keepends=True)
+      if line.endswith('\n') and json.loads(line)['step'] <= last_step
+  ]
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(''.join(kept))
+  os.replace(temporary, path)
+
+
+def sample_table(step: int, rows) -> rich.table.Table:
+  """A few completions with what they earned, right ones and wrong ones."""
+  table = rich.table.Table(title=f'samples of step {step}', show_lines=True)
+  for name in ('question', 'completion', 'expected', 'reward', 'advantage'):
+    table.add_column(name, overflow='fold')
+  ordered = sorted(rows, key=lambda row: -row['reward'])
+  stride = max(len(ordered) // SHOWN_SAMPLES, 1)
+  for row in ordered[::stride][:SHOWN_SAMPLES]:
+    shown = '?? -> ' if row['kind'] == 'input' else f'({row["args"]}) -> '
+    expected = f'{row["entry"]}({row["args"]})'
+    table.add_row(
+        _plain(row['code'] + '\n' + shown + _known(row)),
+        _plain(row['text'][-SHOWN_CHARS:]),
+        _plain(row['output'] if row['kind'] == 'output' else expected),
+        f'{row["reward"]:g}',
+        f'{row["advantage"]:+.2f}',
+    )
+  return table
+
+
+def clock_text(seconds: float) -> str:
+  """'1 h 02 min', '3 min 04 s' or '5 s'."""
+  seconds = round(seconds)
+  if seconds >= 3600:
+    return f'{seconds // 3600} h {seconds % 3600 // 60:02d} min'
+  if seconds >= 60:
+    return f'{seconds // 60} min {seconds % 60:02d} s'
+  return f'{seconds} s'
+
+
+def _known(row):
+  return row['output'] if row['kind'] == 'input' else '??'
+
+
+def _plain(text):
+  return rich.text.Text(text)
+
+
+def _bar(console, start_step, total_steps):
+  """A live progress bar on a terminal, else None."""
+  if not sys.stdout.isatty():
+    return None
+  bar = rich.progress.Progress(
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.BarColumn(),
+      rich.progress.TextColumn('{task.description}'),
+      console=console,
+  )
+  bar.add_task('', total=total_steps, completed=start_step)
+  bar.start()
+  return bar

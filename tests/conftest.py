@@ -1,0 +1,45 @@
+"""Eight host devices for every test, and what several tests share."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+
+import pytest  # noqa: E402: after the devices are set.
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session')
+def assets() -> pathlib.Path:
+  """Real tokenizers, configs, weights and benchmark files; not in the repo."""
+  path = pathlib.Path(
+      os.environ.get('CRJAX_ASSETS', ROOT.parent / 'shared' / 'assets')
+  )
+  if not path.is_dir():
+    pytest.skip(f'no assets at {path}; set CRJAX_ASSETS to their directory')
+  return path
+
+
+@pytest.fixture(scope='session')
+def smoke_data(tmp_path_factory) -> pathlib.Path:
+  """A small dataset, built as a user builds it."""
+  out = tmp_path_factory.mktemp('data') / 'small'
+  sizes = {'sft_train': 60, 'rl_train': 20, 'heldout': 10}
+  subprocess.run(
+      [
+          sys.executable,
+          '-m',
+          'data_pipeline.build',
+          f'--config={ROOT / "configs" / "data_smoke.py"}',
+          f'--config.out={out}',
+          *(f'--config.programs.{k}={v}' for k, v in sizes.items()),
+      ],
+      cwd=ROOT,
+      check=True,
+  )
+  return out
