@@ -1,0 +1,92 @@
+"""The order of the house: a module imports only from rows above its own."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+ROWS = [
+    {
+        'sharding',
+        'losses',
+        'advantages',
+        'optim',
+        'metrics',
+        'tokenizer',
+        'execution',
+    },
+    {'attention', 'rewards', 'data', 'evals'},
+    {'model'},
+    {'hf', 'sampling', 'checkpoint'},
+    {'sft', 'grpo', 'evaluate'},
+    {'train', 'export', 'generate'},
+]
+ROW = {name: i for i, names in enumerate(ROWS) for name in names}
+# Neighbours in a row that may meet, as DESIGN allows.
+WITHIN = {('evals', 'rewards')}
+FILES = sorted((ROOT / 'crjax').rglob('*.py'))
+PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
+HOST_ONLY = {'execution', 'rewards'}
+PURE = {'losses', 'advantages', 'model'}
+
+
+def imports(path):
+  """Every dotted name that a file imports, wherever in it."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      yield node.module
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def module(path):
+  """`crjax/rewards/judge.py` -> rewards."""
+  return path.relative_to(ROOT / 'crjax').parts[0].removesuffix('.py')
+
+
+def internal(path):
+  """The modules of crjax that a file imports, other than its own."""
+  parts = (name.split('.') for name in imports(path))
+  found = {p[1] for p in parts if p[0] == 'crjax' and len(p) > 1}
+  return found - {module(path)}
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.name))
+def test_a_module_imports_only_from_rows_above(path):
+  name = module(path)
+  if name == '__init__':
+    assert not internal(path)
+    return
+  assert name in ROW, f'{path}: give {name!r} a row in {__file__}'
+  for other in internal(path):
+    assert other in ROW, f'{path} imports crjax.{other}, which has no row'
+    above = ROW[other] < ROW[name] or (name, other) in WITHIN
+    assert above, f'{path}: row {ROW[name]} imports {other} of {ROW[other]}'
+
+
+@pytest.mark.parametrize('path', PIPELINE, ids=lambda p: str(p.name))
+def test_the_pipeline_uses_three_modules_of_crjax(path):
+  names = (name.split('.') for name in imports(path))
+  used = {p[1] for p in names if p[0] == 'crjax' and len(p) > 1}
+  assert used <= {'execution', 'rewards', 'tokenizer'}
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.name))
+def test_workers_and_pure_modules_know_no_device_flag_or_file(path):
+  found = {name.split('.')[0] for name in imports(path)}
+  if module(path) in HOST_ONLY:
+    assert not found & {'jax', 'flax', 'optax', 'tensorflow'}
+  if module(path) in PURE:
+    assert not found & {'ml_collections', 'absl', 'os', 'pathlib', 'json'}
+  # Row 5 and the evaluation's entry point are the only readers of flags.
+  if ROW.get(module(path), 0) < 5 and module(path) != 'evaluate':
+    assert not found & {'ml_collections', 'absl'}
+
+
+@pytest.mark.parametrize('name', ['sft', 'grpo'])
+def test_a_loop_is_read_on_one_screen(name):
+  tree = ast.parse((ROOT / 'crjax' / f'{name}.py').read_text())
+  (run,) = [n for n in tree.body if getattr(n, 'name', '') == 'run']
+  assert run.end_lineno - run.lineno < 40
