@@ -60,22 +60,25 @@ def verdict(reply, status):
     return found
   if os.WIFSIGNALED(status):
     number = os.WTERMSIG(status)
-    if number == signal.SIGXCPU or number == signal.SIGKILL:
+    if number in (signal.SIGPROF, signal.SIGXCPU, signal.SIGKILL):
       return {'verdict': 'timeout', 'detail': 'CPU limit'}
     return {'verdict': 'error', 'detail': f'died of signal {number}'}
   return {'verdict': 'error', 'detail': 'exited without a value'}
 
 
 def read_until(reader, deadline):
-  """All bytes until end of file; None at the deadline or beyond the cap."""
+  """A line, or what there is at the end of file; None at the deadline.
+
+  The program may have left a process that keeps the pipe open.
+  """
   parts, size = [], 0
   while (left := deadline - time.monotonic()) > 0:
     if not select.select([reader], [], [], left)[0]:
       return None
     part = os.read(reader, 1 << 16)
-    if not part:
-      return b''.join(parts)
     parts.append(part)
+    if not part or part.endswith(b'\n'):
+      return b''.join(parts)
     size += len(part)
     if size > REPLY_BYTES:
       return b'{"verdict": "error", "detail": "output limit"}'
@@ -88,8 +91,7 @@ def child(job, writer):
   null = os.open(os.devnull, os.O_RDWR)
   for fd in (0, 1, 2):
     os.dup2(null, fd)
-  send = os.write
-  leave = os._exit
+  send, leave = os.write, os._exit  # The program may replace them.
   try:
     limit(job)
     reply = execute(job)
@@ -105,7 +107,7 @@ def child(job, writer):
         'detail': f'{type(error).__name__}: {str(error)[:200]}',
     }
   sys.settrace(None)
-  data = json.dumps(reply).encode()
+  data = json.dumps(reply).encode() + b'\n'
   while data:
     data = data[send(writer, data) :]
   leave(0)

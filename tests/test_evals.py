@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+from crjax.evals import cruxeval
+from crjax.execution import Pool
+
+ITEM = {'code': 'def f(x):\n  return x', 'input': '1', 'output': '1', 'id': 'a'}
+
+
+def write(path, *lines):
+  path.write_text('\n'.join(lines) + '\n')
+  return path
+
+
+def test_a_line_is_two_tasks(tmp_path):
+  path = write(tmp_path / 'x.jsonl', json.dumps(ITEM), '')
+  output, given = cruxeval.load(path)
+  assert output['kind'] == 'output' and given['kind'] == 'input'
+  assert output['args'] == given['args'] == '1'
+  assert output['id'] != given['id']
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('{', 'line 2: not JSON'),
+        ('[]', "line 2: field 'code'"),
+        (json.dumps(ITEM | {'output': 3}), "line 2: field 'output'"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, line, message):
+  path = write(tmp_path / 'x.jsonl', json.dumps(ITEM), line)
+  with pytest.raises(ValueError, match=message):
+    cruxeval.load(path)
+
+
+def test_an_empty_file_is_no_benchmark(tmp_path):
+  with pytest.raises(ValueError, match='no items'):
+    cruxeval.load(write(tmp_path / 'x.jsonl', ''))
+
+
+def test_published_answers_are_right(assets):
+  tasks = cruxeval.load(assets / 'data' / 'cruxeval_first400.jsonl')
+  assert len(tasks) == 800
+  with Pool(2) as pool:
+    wrong = cruxeval.check_gold(tasks, pool)
+  assert [t['id'] for t in wrong if t['kind'] == 'output'] == []
+  # Six published inputs are not literals (a lambda, a call, a slice...).
+  assert len(wrong) == 6
+  assert {t['verdict'] for t in wrong} == {'bad_answer'}

@@ -1,0 +1,143 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crjax import model
+from crjax.sharding import gather, make_mesh, put, tree_shardings
+
+RNG = np.random.default_rng(0)
+QWEN2 = model.Config(V=40, L=3, D=16, F=24, N=4, K=2, H=8, tied=True)
+QWEN3 = model.Config(
+    V=40, L=3, D=16, F=24, N=4, K=2, H=8, qkv_bias=False, qk_norm=True
+)
+BOTH = pytest.mark.parametrize('cfg', [QWEN2, QWEN3], ids=['qwen2', 'qwen3'])
+
+
+def weights(cfg, seed=0):
+  """Random everywhere: biases and scales that start at 0 and 1 included."""
+  params = model.init(cfg, jax.random.key(seed))
+  leaves, tree = jax.tree.flatten(params)
+  noisy = [x + 0.1 * RNG.normal(size=x.shape).astype(np.float32) for x in leaves]
+  return jax.tree.unflatten(tree, noisy)
+
+
+def tokens(B=3, T=9):
+  return RNG.integers(0, QWEN2.V, (B, T)).astype(np.int32)
+
+
+def logits(cfg, params, tokens_BT, valid_BT=None, **kwargs):
+  if valid_BT is None:
+    valid_BT = np.ones_like(tokens_BT, bool)
+  x_BTD = model.forward(
+      cfg, params, tokens_BT, valid_BT, **{'dtype': jnp.float32} | kwargs
+  )
+  return np.asarray(model.logits(params, x_BTD))
+
+
+def close(a, b, tolerance=2e-5):
+  np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance)
+
+
+@BOTH
+@pytest.mark.parametrize('side', ['left', 'right'])
+def test_padding_on_either_side_changes_nothing(cfg, side):
+  params, tokens_BT = weights(cfg), tokens()
+  pad = ((0, 0), (4, 0) if side == 'left' else (0, 4))
+  at = slice(4, None) if side == 'left' else slice(0, -4)
+  padded = np.pad(tokens_BT, pad, constant_values=7)
+  valid_BT = np.pad(np.ones_like(tokens_BT, bool), pad)
+  close(
+      logits(cfg, params, padded, valid_BT)[:, at],
+      logits(cfg, params, tokens_BT),
+  )
+
+
+@BOTH
+def test_no_token_sees_its_future(cfg):
+  params, tokens_BT = weights(cfg), tokens()
+  changed = tokens_BT.copy()
+  changed[:, 5:] = 0
+  a, b = logits(cfg, params, tokens_BT), logits(cfg, params, changed)
+  np.testing.assert_array_equal(a[:, :5], b[:, :5])
+  assert (a[:, 6:] != b[:, 6:]).any()
+
+
+@BOTH
+def test_prefill_and_decode_equal_teacher_forcing(cfg):
+  params, tokens_BT = weights(cfg), tokens()
+  B, T = tokens_BT.shape
+  decoding = model.unstack(params, jnp.float32)
+  valid_BS = np.ones((B, T), bool)
+  cache = model.new_cache(cfg, B, T, jnp.float32)
+  pos_BT = np.broadcast_to(np.arange(T), (B, T))
+  seen, start = [], 0
+  for stop in (4, 5, 6, T):  # A prompt, two single tokens, a few at once.
+    x_BTD, cache = model.decode(
+        cfg,
+        decoding,
+        tokens_BT[:, start:stop],
+        pos_BT[:, start:stop],
+        valid_BS,
+        cache,
+        start,
+    )
+    seen.append(model.logits(decoding, x_BTD))
+    start = stop
+  close(np.concatenate(seen, 1), logits(cfg, params, tokens_BT))
+
+
+@BOTH
+@pytest.mark.parametrize('mesh', [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
+def test_eight_devices_equal_one(cfg, mesh):
+  params, tokens_BT = weights(cfg), tokens(B=8)
+  want = logits(cfg, params, tokens_BT)
+  mesh = make_mesh(mesh)
+  with jax.set_mesh(mesh):
+    sharded = jax.tree.map(
+        jax.device_put, params, tree_shardings(params, mesh)
+    )
+    run = jax.jit(
+        lambda p, t: model.logits(
+            p, model.forward(cfg, p, t, jnp.ones_like(t, bool), dtype=jnp.float32)
+        )
+    )
+    close(gather(run(sharded, put(mesh, tokens_BT))), want)
+
+
+@BOTH
+@pytest.mark.parametrize('chunk', [1, 3, 8, 100])
+def test_score_does_not_depend_on_chunks_and_is_log_softmax(cfg, chunk):
+  params, tokens_BT = weights(cfg), tokens()
+  logp_BT, entropy_BT = model.score(
+      cfg,
+      params,
+      tokens_BT,
+      np.ones_like(tokens_BT, bool),
+      start=3,
+      temperature=0.7,
+      dtype=jnp.float32,
+      chunk=chunk,
+  )
+  z_BTV = logits(cfg, params, tokens_BT)[:, 2:-1] / 0.7
+  all_BTV = np.asarray(jax.nn.log_softmax(z_BTV))
+  want_BT = np.take_along_axis(all_BTV, tokens_BT[:, 3:, None], -1)[..., 0]
+  close(logp_BT, want_BT)
+  close(entropy_BT, -(np.exp(all_BTV) * all_BTV).sum(-1))
+
+
+def test_compute_in_bf16_keeps_norms_and_logits_float32():
+  params, tokens_BT = weights(QWEN3), tokens()
+  copy = model.unstack(params, jnp.bfloat16)
+  assert copy['embed_VD'].dtype == jnp.bfloat16
+  assert copy['final_norm']['scale'].dtype == jnp.float32
+  half = logits(QWEN3, params, tokens_BT, dtype=jnp.bfloat16)
+  assert half.dtype == np.float32
+  close(half, logits(QWEN3, params, tokens_BT), tolerance=0.3)
+
+
+def test_impossible_shapes_are_named():
+  with pytest.raises(ValueError, match='N=4 .* K=3'):
+    model.Config(V=8, L=1, D=8, F=8, N=4, K=3, H=4)
+  with pytest.raises(ValueError, match='H=5'):
+    model.Config(V=8, L=1, D=8, F=8, N=4, K=2, H=5)
