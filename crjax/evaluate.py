@@ -31,11 +31,6 @@ from crjax.checkpoint import write_json
 from crjax.evals import cruxeval
 from crjax.sharding import gather, make_mesh, put, replicate
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'How to evaluate.')
-MODEL = flags.DEFINE_string('model', None, 'A Hugging Face directory.')
-DATA = flags.DEFINE_string('data', None, 'Parquet split or CRUXEval JSONL.')
-OUT = flags.DEFINE_string('out', None, 'Where report.json goes.')
-
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 RESAMPLES = 2000  # of the bootstrap
 WIDTH = 64  # Prompts are padded to multiples of this: few shapes to compile.
@@ -249,19 +244,26 @@ def _progress(done, total, temperature, rollouts, began):
   )
 
 
+def define_flags():
+  config_flags.DEFINE_config_file('config', None, 'How to evaluate.')
+  flags.mark_flag_as_required('config')
+  flags.DEFINE_string('model', None, 'A Hugging Face directory.', required=True)
+  flags.DEFINE_string('data', None, 'Parquet split or CRUXEval JSONL.')
+  flags.DEFINE_string('out', None, 'Where report.json goes.')
+
+
 def main(_):
-  c, source = CONFIG.value, DATA.value or CONFIG.value.data
-  if not MODEL.value:
-    raise app.UsageError('--model=DIR, a Hugging Face directory, is required')
-  for flag, path in (('--model', MODEL.value), ('--data', source)):
+  f, c = flags.FLAGS, flags.FLAGS.config
+  source = f.data or c.data
+  for flag, path in (('--model', f.model), ('--data', source)):
     if not pathlib.Path(path).exists():
       sys.exit(f'{flag}={path} does not exist')
   tasks, mesh = read_tasks(source), make_mesh(c.mesh)
-  cfg, params = hf.load(MODEL.value)
+  cfg, params = hf.load(f.model)
   complete = make_complete(
       cfg,
       sampling.make_decode_copy(cfg, mesh, DTYPES[c.dtype])(params),
-      tokenizer.load(MODEL.value),
+      tokenizer.load(f.model),
       mesh,
       batch=c.batch,
       prompt_length=c.prompt_length,
@@ -270,16 +272,14 @@ def main(_):
   )
   with jax.set_mesh(mesh), execution.Pool(c.workers) as pool:
     rows = run(tasks, complete, pool, samples=c.samples)
-  settings = json.loads(c.to_json()) | {
-      'model': MODEL.value,
-      'data': source,
-      'judge': 'strict',
-  }
+  given = {'model': f.model, 'data': source, 'judge': 'strict'}
+  settings = json.loads(c.to_json()) | given
   report = {'settings': settings, 'kinds': summarize(rows, seed=c.seed)}
-  if OUT.value and jax.process_index() == 0:
-    write(OUT.value, report, rows)
+  if f.out and jax.process_index() == 0:
+    write(f.out, report, rows)
   show(report)
 
 
 if __name__ == '__main__':
+  define_flags()
   app.run(main)

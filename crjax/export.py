@@ -19,11 +19,6 @@ import numpy as np
 
 from crjax import checkpoint, hf, model, sampling, tokenizer
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'A run of crjax.train.')
-OUT = flags.DEFINE_string('out', None, 'The directory to write.')
-STEP = flags.DEFINE_integer('step', None, 'Default: the newest checkpoint.')
-DTYPE = flags.DEFINE_enum('dtype', 'float32', sorted(hf.DTYPES), 'Stored as.')
-
 CONTINUED = 16  # tokens of the greedy comparison
 PROBE = [
     {'role': 'system', 'content': tokenizer.SYSTEM},
@@ -100,15 +95,22 @@ def probe(cfg, params, prompt):
   return np.asarray(logits_BTV[0]), np.asarray(rolled.tokens_BT[0])
 
 
+def define_flags():
+  flags.DEFINE_string('workdir', None, 'A run of crjax.train.', required=True)
+  flags.DEFINE_string('out', None, 'The directory to write.', required=True)
+  flags.DEFINE_integer('step', None, 'Default: the newest checkpoint.')
+  flags.DEFINE_enum('dtype', 'float32', sorted(hf.DTYPES), 'Stored as.')
+
+
 def main(_):
-  if not WORKDIR.value or not OUT.value:
-    raise app.UsageError('--workdir=RUN and --out=DIR are required')
+  f = flags.FLAGS
   try:
-    step = export(WORKDIR.value, OUT.value, step=STEP.value, dtype=DTYPE.value)
+    step = export(f.workdir, f.out, step=f.step, dtype=f.dtype)
   except (ValueError, OSError) as error:
     sys.exit(f'export: {error}')
-  print(f'export: step {step} of {WORKDIR.value} in {OUT.value}, verified')
+  print(f'export: step {step} of {f.workdir} in {f.out}, verified')
 
 
 if __name__ == '__main__':
+  define_flags()
   app.run(main)

@@ -22,17 +22,7 @@ import numpy as np
 from crjax import data, hf, sampling, tokenizer
 from crjax.sharding import gather, make_mesh, put
 
-MODEL = flags.DEFINE_string('model', None, 'A Hugging Face directory.')
-PROMPTS = flags.DEFINE_string('prompts', None, 'JSONL of prompts.')
-OUT = flags.DEFINE_string('out', None, 'JSONL of continuations.')
-TEMPERATURE = flags.DEFINE_float('temperature', 1.0, '0 is greedy.')
-TOP_P = flags.DEFINE_float('top_p', 1.0, '1 is off.')
-TOP_K = flags.DEFINE_integer('top_k', 0, '0 is off.')
-MAX_NEW = flags.DEFINE_integer('max_new_tokens', 128, 'Longest continuation.')
-SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling noise.')
-BATCH = flags.DEFINE_integer('batch', 32, 'Prompts at a time.')
-DTYPE = flags.DEFINE_enum('dtype', 'float32', sorted(hf.DTYPES), 'Compute.')
-
+FLAGS = flags.FLAGS
 WIDTH = 64  # Prompts are padded to multiples of this: few shapes to compile.
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 
@@ -121,42 +111,54 @@ def _check(ids, vocabulary, where):
     raise ValueError(f'{where}: a token is outside 0..{vocabulary - 1}')
 
 
-def run():
-  path = pathlib.Path(MODEL.value)
+def run(f):
+  """What the command does, given its parsed flags."""
+  path = pathlib.Path(f.model)
   cfg, params = hf.load(path)
   has_tokenizer = (path / 'tokenizer_config.json').exists()
   tok = tokenizer.load(path) if has_tokenizer else None
-  lines = read_prompts(pathlib.Path(PROMPTS.value), tok, cfg.V)
+  lines = read_prompts(pathlib.Path(f.prompts), tok, cfg.V)
   mesh = make_mesh((-1, 1, 1))
   with jax.set_mesh(mesh):
     new = generate(
         cfg,
-        sampling.make_decode_copy(cfg, mesh, DTYPES[DTYPE.value])(params),
+        sampling.make_decode_copy(cfg, mesh, DTYPES[f.dtype])(params),
         lines,
         mesh=mesh,
         stop_ids=end_ids(path),
-        steps=MAX_NEW.value,
-        batch=BATCH.value,
-        key=jax.random.key(SEED.value),
-        knobs=(TEMPERATURE.value, TOP_P.value, TOP_K.value),
+        steps=f.max_new_tokens,
+        batch=f.batch,
+        key=jax.random.key(f.seed),
+        knobs=(f.temperature, f.top_p, f.top_k),
     )
   for line, ids in zip(lines, new, strict=True):
     text = tok.decode(ids, skip_special_tokens=True) if tok else None
     line |= {'ids': ids, 'text': text}
   if jax.process_index() == 0:
-    write(pathlib.Path(OUT.value), lines)
-  print(f'generate: {len(lines)} continuations in {OUT.value}')
+    write(pathlib.Path(f.out), lines)
+  print(f'generate: {len(lines)} continuations in {f.out}')
+
+
+def define_flags():
+  flags.DEFINE_string('model', None, 'A Hugging Face directory.', required=True)
+  flags.DEFINE_string('prompts', None, 'JSONL of prompts.', required=True)
+  flags.DEFINE_string('out', None, 'JSONL to write.', required=True)
+  flags.DEFINE_float('temperature', 1.0, '0 is greedy.', lower_bound=0.0)
+  flags.DEFINE_float('top_p', 1.0, '1 is off.', 0.0, 1.0)
+  flags.DEFINE_integer('top_k', 0, '0 is off.', lower_bound=0)
+  flags.DEFINE_integer('max_new_tokens', 128, 'The most.', lower_bound=1)
+  flags.DEFINE_integer('seed', 0, 'Of the sampling noise.')
+  flags.DEFINE_integer('batch', 32, 'Prompts at a time.', lower_bound=1)
+  flags.DEFINE_enum('dtype', 'float32', sorted(DTYPES), 'Compute in it.')
 
 
 def main(_):
-  for flag in (MODEL, PROMPTS, OUT):
-    if not flag.value:
-      raise app.UsageError(f'--{flag.name} is required')
   try:
-    run()
+    run(FLAGS)
   except (ValueError, OSError) as error:
     sys.exit(f'generate: {error}')
 
 
 if __name__ == '__main__':
+  define_flags()
   app.run(main)

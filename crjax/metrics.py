@@ -40,6 +40,10 @@ class Writer:
     truncate(path, start_step)
     self._lines = path.open('a')
     self._tf = tf
+    # What tf.summary.scalar writes; that function asks for a TensorBoard.
+    self._scalar = tf.compat.v1.SummaryMetadata()
+    self._scalar.plugin_data.plugin_name = 'scalars'
+    self._scalar.data_class = 1
     self._events = tf.summary.create_file_writer(str(self._dir))
     self._first, self._total = start_step, total_steps
     self._began = self._last = self._shown = time.monotonic()
@@ -62,7 +66,8 @@ class Writer:
     self._lines.flush()
     with self._events.as_default(step):
       for name, value in (scalars | clock).items():
-        self._tf.summary.scalar(name, value)
+        value = self._tf.constant(value, self._tf.float32)
+        self._tf.summary.write(name, value, metadata=self._scalar)
     self._show(step, scalars, clock['perf/tokens_per_s'])
 
   def samples(self, step: int, rows: list[dict]):

@@ -37,29 +37,21 @@ CHAT_TEMPLATE = (
 PIECES = r'[ <]?\p{L}+|`+|\?+|</| ?==|\p{N}| ?[^\s\p{L}\p{N}]|\n+| +'
 QUOTED = re.compile(r"'[^'\n]*'")
 
-SYSTEM = 'You are an expert Python programmer.'
+SYSTEM = (
+    'Complete the assertion. Reason inside <reasoning> tags, then write what '
+    '?? stands for inside <answer> tags.'
+)
 QUESTION = {
-    'output': """\
-What does this call return?
-```python
-{code}
-```
-assert {entry}({args}) == ??
-Think inside <reasoning> tags, then put the literal inside <answer> tags.""",
-    'input': """\
-Which call returns this value?
-```python
-{code}
-```
-assert {entry}(??) == {output}
-Think inside <reasoning> tags, then put the call inside <answer> tags.""",
+    'output': '{code}\nassert {entry}({args}) == ??',
+    'input': '{code}\nassert {entry}(??) == {output}',
 }
 
 
 def messages(kind: str, code: str, entry: str, args: str, output: str):
   """The question as chat messages; `kind` is 'output' or 'input'.
 
-  The side that is asked for never appears in the text.
+  One short template for models of all sizes. The side that is asked for never
+  appears in the text.
   """
   if kind not in QUESTION:
     raise ValueError(f'kind {kind!r} is not one of {sorted(QUESTION)}')

@@ -23,11 +23,6 @@ from crjax import advantages, checkpoint, data, execution, grpo, hf, metrics
 from crjax import model, optim, sft, tokenizer
 from crjax.sharding import make_mesh, tree_shardings
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'One file, one run.')
-DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'Join the other processes of a pod or cluster first.'
-)
-
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 # What a resumed run may change; anything else would make it another run.
 MAY_CHANGE = {'epochs', 'steps', 'save_every', 'keep', 'samples_every', 'how'}
@@ -259,14 +254,20 @@ def open_log(c, state, steps: int):
     yield log
 
 
+def define_flags():
+  config_flags.DEFINE_config_file('config', None, 'One file, one run.')
+  flags.mark_flag_as_required('config')
+  flags.DEFINE_bool('distributed', False, 'Join the other processes of a pod.')
+
+
 def main(_):
-  if DISTRIBUTED.value:
+  if flags.FLAGS.distributed:
     jax.distributed.initialize()
-  if CONFIG.value is None:
-    raise app.UsageError('--config=configs/<run>.py is required')
+  config = flags.FLAGS.config
   with jax.transfer_guard('disallow'):
-    TASKS[CONFIG.value.task](CONFIG.value)
+    TASKS[config.task](config)
 
 
 if __name__ == '__main__':
+  define_flags()
   app.run(main)

@@ -18,12 +18,11 @@ import sys
 import time
 
 from absl import app
+from absl import flags
 from ml_collections import config_flags
 
 from crjax import execution, tokenizer
 from data_pipeline import chains, grammar
-
-CONFIG = config_flags.DEFINE_config_file('config', None, 'What to build.')
 
 SPLITS = ('heldout', 'rl_train', 'sft_train')
 BATCH = 512  # Programs executed at a time.
@@ -143,7 +142,7 @@ def questions(case):
       ),
       'input': chains.completion(
           chains.backward(case['code'], case['steps'], case['output']),
-          f'{case["entry"]}({case["args"]})',
+          case['args'],
       ),
   }
   for kind, text in texts.items():
@@ -227,11 +226,15 @@ def report(out, manifest):
   print(f'data: tokens of an example: {manifest["tokens"]}')
 
 
+def define_flags():
+  config_flags.DEFINE_config_file('config', None, 'What to build.')
+  flags.mark_flag_as_required('config')
+
+
 def main(_):
-  if CONFIG.value is None:
-    raise app.UsageError('--config=configs/<data>.py is required')
-  build(CONFIG.value)
+  build(flags.FLAGS.config)
 
 
 if __name__ == '__main__':
+  define_flags()
   app.run(main)

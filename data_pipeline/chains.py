@@ -33,6 +33,8 @@ def _narrate(code, steps, value, *, backward):
     before, variables = variables, variables | step.changed
     node = nodes[step.line]
     if isinstance(node, ast.Return):
+      if isinstance(node.value, ast.Name):
+        continue  # The line before has told it, or the answer will.
       note = value
     elif isinstance(node, ast.If | ast.While):
       note = str(_enters(node, after))

@@ -62,10 +62,17 @@ def test_a_chain_ends_in_what_it_derives(traced):
     told = chains.forward(program.code, result.steps, result.value)
     name = ast.parse(program.code).body[0].args.args[0].arg
     assert told.startswith(f'{name} = {program.args}\n')
-    assert told.endswith(f'return {name} # {result.value}')
+    assert result.value in told.split(f'{name} = {program.args}\n')[1]
     undone = chains.backward(program.code, result.steps, result.value)
-    assert undone.startswith(f'return {name} # {result.value}\n')
     assert undone.endswith(f'\n{name} = {program.args}')
+
+
+def test_a_returned_expression_is_told():
+  code = 'def f(x):\n    return x + 1'
+  with Pool(1) as pool:
+    (result,) = pool.run([Job(code, 'f', '2', trace=True)])
+  told = chains.forward(code, result.steps, result.value)
+  assert told == 'x = 2\nreturn x + 1 # 3'
 
 
 def test_every_line_of_a_chain_is_true():
@@ -85,10 +92,8 @@ def test_every_line_of_a_chain_is_true():
       'y += 1 # 1',
       'for c in x: # done',
       'x = y # 1',
-      'return x # 1',
   ]
   assert chains.backward(code, result.steps, result.value).split('\n') == [
-      'return x # 1',
       "x = y # 'ab'",
       'for c in x: # done',
       'y += 1 # 0',
@@ -117,8 +122,7 @@ def test_every_answer_of_the_chains_is_right(rows):
   tasks, texts = [], []
   for row in rows['sft_train']:
     question, completion = row['messages'][1:]
-    code = question['content'].split('```python\n')[1].split('\n```')[0]
-    known = question['content'].split('assert f(')[1].split('\n')[0]
+    code, known = question['content'].split('\nassert f(')
     args, output = known.split(') == ')
     tasks.append(
         {'kind': row['kind'], 'code': code, 'entry': 'f', 'args': args,

@@ -1,0 +1,148 @@
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from crjax import evaluate, hf, model
+from crjax.execution import Pool
+from tests.conftest import ROOT
+
+CFG = model.Config(V=512, L=1, D=16, F=24, N=2, K=1, H=8, tied=True)
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory, smoke_data):
+  path = tmp_path_factory.mktemp('model') / 'hf'
+  params = jax.device_get(model.init(CFG, jax.random.key(0)))
+  hf.save(path, CFG, params, tokenizer_dir=smoke_data / 'tokenizer')
+  return path
+
+
+def command(small, *flags):
+  return subprocess.run(
+      [
+          sys.executable,
+          '-m',
+          'crjax.evaluate',
+          f'--config={ROOT / "configs" / "eval_smoke.py"}',
+          f'--model={small}',
+          '--config.completion_length=8',
+          '--config.samples=2',
+          *flags,
+      ],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+  )
+
+
+def answer(text):
+  return f'<reasoning>r</reasoning><answer>{text}</answer>'
+
+
+TASKS = [
+    {
+        'id': f'{i}-{kind}',
+        'kind': kind,
+        'code': 'def f(x):\n  return x + 1',
+        'entry': 'f',
+        'args': str(i),
+        'output': str(i + 1),
+    }
+    for i in range(10)
+    for kind in ('output', 'input')
+]
+
+
+def test_numbers_are_what_the_completions_deserve():
+  """A stand-in for the model: what it writes is known, so is its score."""
+
+  def complete(prompts, temperature, rollouts):
+    texts = []
+    for task in TASKS:
+      right = answer(task['output' if task['kind'] == 'output' else 'args'])
+      wrong = answer("'no'")
+      unformed = right.removeprefix('<reasoning>r</reasoning>')
+      if not temperature:
+        texts.append(right if int(task['args']) < 5 else wrong)
+      else:
+        texts += [right, unformed, wrong, wrong]
+    return texts, np.zeros(len(texts), bool)
+
+  with Pool(2) as pool:
+    rows = evaluate.run(TASKS, complete, pool, samples=4)
+  report = evaluate.summarize(rows)
+  for kind in ('output', 'input'):
+    assert report[kind]['n'] == 10
+    greedy, sampled = report[kind]['greedy'], report[kind]['sampled']
+    assert greedy['strict'] == greedy['typed'] == 0.5
+    assert greedy['format_rate'] == 1.0
+    low, high = greedy['ci95']
+    assert 0.2 < low < 0.5 < high < 0.8
+    assert sampled['strict'] == 0.5  # An unformed right answer is right,
+    assert sampled['format_rate'] == 0.75  # and its form is counted here.
+    assert sampled['samples'] == 4
+    assert sampled['ci95'] == [0.5, 0.5]  # Every item alike.
+
+
+def test_a_prompt_that_does_not_fit_is_wrong_and_counted():
+  with Pool(1) as pool:
+    rows = evaluate.run(
+        TASKS[:2], lambda p, t, n: ([None] * 2 * n, [False] * 2 * n), pool,
+        samples=1,
+    )
+  report = evaluate.summarize(rows)
+  assert report['output']['greedy']['too_long'] == 1
+  assert report['output']['greedy']['strict'] == 0.0
+
+
+def test_what_we_failed_to_judge_is_left_out_and_counted():
+  rows = [
+      {'id': str(i), 'kind': 'output', 'mode': mode, 'sample': 0,
+       'verdict': 'infra' if i == 0 else 'pass', 'right': i > 0,
+       'typed': i > 0, 'format_ok': True, 'truncated': False, 'fits': True}
+      for i in range(4)
+      for mode in ('greedy', 'sampled')
+  ]
+  greedy = evaluate.summarize(rows)['output']['greedy']
+  assert greedy['strict'] == 1.0 and greedy['infra'] == 1
+
+
+def test_wilson_is_the_published_formula():
+  low, high = evaluate.wilson(np.array([1] * 8 + [0] * 2))
+  assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+  assert evaluate.wilson(np.zeros(10))[0] == 0.0
+  assert evaluate.wilson(np.array([])) is None
+
+
+def test_the_heldout_split_from_the_command_line(small, smoke_data, tmp_path):
+  data = smoke_data / 'heldout.parquet'
+  done = command(small, f'--data={data}', f'--out={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['settings']['data'] == str(data)
+  assert report['kinds']['output']['n'] == 10
+  assert (tmp_path / 'items.parquet').exists()
+
+
+def test_a_cruxeval_file_from_the_command_line(small, tmp_path):
+  item = {'code': 'def f(x):\n  return x', 'input': '1', 'output': '1'}
+  path = tmp_path / 'crux.jsonl'
+  lines = [json.dumps(item | {'id': f's{i}'}) for i in range(3)]
+  path.write_text('\n'.join(lines))
+  done = command(small, f'--data={path}', f'--out={tmp_path / "out"}')
+  assert done.returncode == 0, done.stderr
+  report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+  assert {k: v['n'] for k, v in report['kinds'].items()} == {
+      'input': 3,
+      'output': 3,
+  }
+
+
+def test_missing_inputs_are_named(small, tmp_path):
+  done = command(small, f'--data={tmp_path / "no.parquet"}')
+  assert done.returncode != 0
+  assert 'no.parquet does not exist' in done.stderr

@@ -1,0 +1,131 @@
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from crjax import checkpoint, export, hf, model, sampling, tokenizer
+from tests.conftest import ROOT
+
+CFG = model.Config(V=512, L=2, D=32, F=48, N=4, K=2, H=8, tied=True)
+
+
+@pytest.fixture(scope='module')
+def run_dir(tmp_path_factory, smoke_data):
+  """A run directory with checkpoints 0 and 3, as train.py leaves it."""
+  path = tmp_path_factory.mktemp('run')
+  tokenizer.copy(smoke_data / 'tokenizer', path / 'tokenizer')
+  described = {'config': {}, 'model': hf.config_to_hf(CFG)}
+  checkpoint.write_json(path / 'config.json', described)
+  with checkpoint.open_manager(path, keep=None) as manager:
+    for step in (0, 3):
+      params = model.init(CFG, jax.random.key(step))
+      checkpoint.save(manager, step, {'params': params}, {})
+  return path
+
+
+def command(*flags):
+  return subprocess.run(
+      [sys.executable, '-m', 'crjax.export', *flags],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+  )
+
+
+def test_an_export_is_what_transformers_continues_greedily(run_dir, tmp_path):
+  out = tmp_path / 'hf'
+  done = command(f'--workdir={run_dir}', f'--out={out}')
+  assert done.returncode == 0, done.stderr
+  assert 'step 3' in done.stdout
+  net = transformers.AutoModelForCausalLM.from_pretrained(out)
+  theirs = transformers.AutoTokenizer.from_pretrained(out)
+  ours, (cfg, params) = tokenizer.load(out), hf.load(out)
+  sample = sampling.make(
+      cfg,
+      rollouts=1,
+      steps=12,
+      stop_ids=tokenizer.stop_ids(ours),
+      pad_id=ours.pad_token_id,
+  )
+  for i in range(20):
+    text = f'def f(x):\n    return x + {i}\n' * (1 + i % 3)
+    ids = theirs(text)['input_ids']
+    assert ids == ours(text)['input_ids']
+    prompt = np.array([ids], np.int32)
+    rolled = sample(
+        model.unstack(params, jnp.float32),
+        prompt,
+        np.ones_like(prompt, bool),
+        np.zeros(1, np.int32),
+        jax.random.key(0),
+        0.0,
+    )
+    with torch.no_grad():
+      want = net.generate(
+          torch.tensor([ids]), do_sample=False, max_new_tokens=12
+      )[0, len(ids) :]
+    got = np.asarray(rolled.tokens_BT)[0][np.asarray(rolled.mask_BT)[0]]
+    np.testing.assert_array_equal(got, want.numpy())
+
+
+def test_any_step_and_precision(run_dir, tmp_path):
+  for step, dtype in ((0, 'float32'), (3, 'bfloat16')):
+    out = tmp_path / f'{step}'
+    assert export.export(run_dir, out, step=step, dtype=dtype) == step
+    want = model.init(CFG, jax.random.key(step))
+    half = hf.DTYPES[dtype]
+    jax.tree.map(
+        lambda x, y, half=half: np.testing.assert_array_equal(
+            np.asarray(x).astype(half).astype(np.float32), y
+        ),
+        want,
+        hf.load(out)[1],
+    )
+
+
+def test_a_difference_fails_and_keeps_what_was_there(
+    run_dir, tmp_path, monkeypatch
+):
+  out = tmp_path / 'hf'
+  export.export(run_dir, out, step=0)
+  save = hf.save
+
+  def damage(path, cfg, params, **kwargs):
+    params = params | {'embed_VD': params['embed_VD'] + 1e-3}
+    save(path, cfg, params, **kwargs)
+
+  monkeypatch.setattr(hf, 'save', damage)
+  with pytest.raises(ValueError, match='embed_VD reads back differently'):
+    export.export(run_dir, out)
+  assert [p.name for p in tmp_path.iterdir()] == ['hf']
+  want = model.init(CFG, jax.random.key(0))
+  np.testing.assert_array_equal(hf.load(out)[1]['embed_VD'], want['embed_VD'])
+
+
+def test_what_is_not_an_export_is_not_replaced(run_dir, tmp_path):
+  (tmp_path / 'mine.txt').write_text('keep')
+  done = command(f'--workdir={run_dir}', f'--out={tmp_path}')
+  assert done.returncode != 0
+  assert 'is not an export' in done.stderr
+  assert (tmp_path / 'mine.txt').exists()
+
+
+def test_missing_runs_and_steps_are_named(run_dir, tmp_path):
+  done = command(f'--workdir={tmp_path}', f'--out={tmp_path / "o"}')
+  assert done.returncode != 0
+  assert 'does not exist' in done.stderr and 'Traceback' not in done.stderr
+  done = command(f'--workdir={run_dir}', f'--out={tmp_path / "o"}', '--step=2')
+  assert 'found [0, 3]' in done.stderr
+
+
+def test_generation_config_names_the_end(run_dir, tmp_path):
+  export.export(run_dir, tmp_path / 'hf')
+  tok = tokenizer.load(tmp_path / 'hf')
+  found = json.loads((tmp_path / 'hf/generation_config.json').read_text())
+  assert found['eos_token_id'] == tok.eos_token_id

@@ -1,0 +1,127 @@
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from crjax import generate, hf, model
+from tests.conftest import ROOT
+
+CFG = model.Config(V=64, L=1, D=16, F=24, N=2, K=1, H=8, tied=True)
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+  path = tmp_path_factory.mktemp('model') / 'hf'
+  params = jax.device_get(model.init(CFG, jax.random.key(0)))
+  hf.save(path, CFG, params, tokenizer_dir=None)
+  return path
+
+
+def command(model_dir, prompts, out, *flags, devices=1):
+  args = {
+      'model': model_dir,
+      'prompts': prompts,
+      'out': out,
+      'temperature': 0,
+      'max_new_tokens': 5,
+  }
+  env = os.environ | {
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
+  }
+  return subprocess.run(
+      [
+          sys.executable,
+          '-m',
+          'crjax.generate',
+          *(f'--{k}={v}' for k, v in args.items()),
+          *flags,
+      ],
+      cwd=ROOT,
+      env=env,
+      capture_output=True,
+      text=True,
+  )
+
+
+def write(path, *lines):
+  path.write_text('\n'.join(json.dumps(x) for x in lines) + '\n')
+  return path
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_published_weights_continue_as_published(assets, tmp_path, devices):
+  path = assets / 'weights' / 'stories260k-qwen2'
+  golden = json.loads((path / 'golden.json').read_text())
+  prompts = write(
+      tmp_path / 'in.jsonl', {'prompt_ids': golden['prompt_ids'], 'tag': 'a'}
+  )
+  new = len(golden['greedy_ids']) - len(golden['prompt_ids'])
+  done = command(
+      path,
+      prompts,
+      tmp_path / 'out.jsonl',
+      f'--max_new_tokens={new}',
+      devices=devices,
+  )
+  assert done.returncode == 0, done.stderr
+  (line,) = read(tmp_path / 'out.jsonl')
+  assert line['prompt_ids'] + line['ids'] == golden['greedy_ids']
+  assert line['text'] == golden['text']
+  assert line['tag'] == 'a'
+
+
+def test_lines_keep_their_order_whatever_their_lengths(small, tmp_path):
+  prompts = [{'prompt_ids': [3] * n, 'n': n} for n in (70, 1, 5, 130, 2)]
+  path = write(tmp_path / 'in.jsonl', *prompts)
+  one = command(small, path, tmp_path / 'a.jsonl')
+  two = command(small, path, tmp_path / 'b.jsonl', '--batch=2', devices=2)
+  assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+  assert read(tmp_path / 'a.jsonl') == read(tmp_path / 'b.jsonl')
+  lines = read(tmp_path / 'a.jsonl')
+  assert [x['n'] for x in lines] == [70, 1, 5, 130, 2]
+  assert all(len(x['ids']) == 5 and x['text'] is None for x in lines)
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ({'prompt_ids': []}, 'line 1: the prompt must be one token or more'),
+        ({'prompt_ids': [1.5]}, 'line 1: the prompt must be one token or more'),
+        ({'prompt_ids': [64]}, r'line 1: a token is outside 0\.\.63'),
+        ({'text': 'a'}, 'line 1: needs a "prompt"'),
+        ({'prompt': 'a'}, 'line 1: the model has no tokenizer'),
+        ([1], 'line 1: needs a "prompt"'),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, message):
+  path = write(tmp_path / 'in.jsonl', line)
+  with pytest.raises(ValueError, match=message):
+    generate.read_prompts(path, None, CFG.V)
+
+
+def test_bad_files_are_named(small, tmp_path):
+  torn = tmp_path / 'in.jsonl'
+  torn.write_text('{"prompt_ids": [1]}\n{"pro')
+  done = command(small, torn, tmp_path / 'out.jsonl')
+  assert done.returncode != 0
+  assert 'line 2: not JSON' in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert not (tmp_path / 'out.jsonl').exists()
+  done = command(tmp_path / 'no', torn, tmp_path / 'out.jsonl')
+  assert 'not a Hugging Face model directory' in done.stderr
+
+
+def test_end_tokens_come_from_the_directory(tmp_path):
+  assert generate.end_ids(tmp_path) == ()
+  (tmp_path / 'config.json').write_text('{"eos_token_id": 3}')
+  assert generate.end_ids(tmp_path) == (3,)
+  declared = '{"eos_token_id": [1, 2]}'
+  (tmp_path / 'generation_config.json').write_text(declared)
+  assert generate.end_ids(tmp_path) == (1, 2)
