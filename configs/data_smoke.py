@@ -20,15 +20,17 @@ def get_config():
       {'sft_train': 6000, 'rl_train': 1500, 'heldout': 200}
   )
   c.level = ConfigDict({
-      'types': {'int': 3, 'str': 4, 'list': 4, 'dict': 1},
-      'statements': (1, 3),
-      'branch': 0.15,
-      'loop': 0.07,
-      'largest_int': 9,
+      'types': {'int': 2, 'str': 4, 'list': 4, 'dict': 1},
+      'statements': {'1': 1, '2': 4, '3': 1},
+      'hardest': 1,
+      'branch': 0.12,
+      'loop': 0.04,
+      'letters': 5,
+      'largest_int': 5,
       'lengths': (2, 4),
   })
   c.longest_value = 24  # characters
-  c.most_steps = 10
+  c.most_steps = 9
   c.largest_share = 0.03  # of one answer among all
   c.vocab_size = 512
   return c

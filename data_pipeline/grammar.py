@@ -9,8 +9,8 @@ import random
 from typing import NamedTuple
 
 LETTERS = 'bdgkmvxz'
-NAMES = ('x', 'a', 'n')
-OTHER = {'x': 'y', 'a': 'b', 'n': 'm'}
+NAMES = ('x', 'a', 'n', 's', 'v')
+OTHER = 'y'
 
 
 class Program(NamedTuple):
@@ -20,75 +20,73 @@ class Program(NamedTuple):
   args: str
 
 
-# One statement each. {v} is the value's name, {k} a small number, {c} and {d}
-# different letters. An entry is (template, type of {v} afterwards).
+# One statement each: (template, type of {v} afterwards, how hard it is: 1 to 3).
+# {v} is the value's name, {k} a small number, {c} and {d} different letters.
 STATEMENTS = {
     'int': [
-        ('{v} = {v} + {k}', 'int'),
-        ('{v} = {v} - {k}', 'int'),
-        ('{v} += {k}', 'int'),
-        ('{v} = {v} * 2', 'int'),
-        ('{v} = {v} % {k}', 'int'),
-        ('{v} = max({v}, {k})', 'int'),
-        ('{v} = min({v}, {k})', 'int'),
-        ('{v} = abs({v} - {k})', 'int'),
-        ('{v} = [{v}, {k}]', 'list'),
-        ("{v} = '{c}' * {v}", 'str'),
+        ('{v} = {v} + {k}', 'int', 1),
+        ('{v} = {v} - {k}', 'int', 1),
+        ('{v} += {k}', 'int', 1),
+        ('{v} = max({v}, {k})', 'int', 1),
+        ('{v} = min({v}, {k})', 'int', 1),
+        ('{v} = [{v}, {k}]', 'list', 1),
+        ('{v} = {v} * 2', 'int', 2),
+        ("{v} = '{c}' * {v}", 'str', 2),
+        ('{v} = {v} % {k}', 'int', 3),
+        ('{v} = abs({v} - {k})', 'int', 3),
     ],
     'str': [
-        ('{v} = {v}.upper()', 'str'),
-        ('{v} = {v}.lower()', 'str'),
-        ('{v} = {v}.swapcase()', 'str'),
-        ('{v} = {v}.capitalize()', 'str'),
-        ('{v} = {v}[::-1]', 'str'),
-        ('{v} = {v}[1:]', 'str'),
-        ('{v} = {v}[:-1]', 'str'),
-        ("{v} = {v} + '{c}'", 'str'),
-        ("{v} = '{c}' + {v}", 'str'),
-        ("{v} = {v}.replace('{c}', '{d}')", 'str'),
-        ("{v} = {v}.strip('{c}')", 'str'),
-        ("{v} = '{c}'.join({v})", 'str'),
-        ('{v} = list({v})', 'letters'),
-        ("{v} = {v}.split('{c}')", 'letters'),
-        ('{v} = len({v})', 'int'),
-        ("{v} = {v}.count('{c}')", 'int'),
-        ("{v} = {v}.find('{c}')", 'int'),
+        ('{v} = {v}.upper()', 'str', 1),
+        ('{v} = {v}.lower()', 'str', 1),
+        ('{v} = {v}[::-1]', 'str', 1),
+        ('{v} = {v}[1:]', 'str', 1),
+        ('{v} = {v}[:-1]', 'str', 1),
+        ("{v} = {v} + '{c}'", 'str', 1),
+        ("{v} = '{c}' + {v}", 'str', 1),
+        ('{v} = list({v})', 'letters', 1),
+        ('{v} = len({v})', 'int', 1),
+        ("{v} = {v}.replace('{c}', '{d}')", 'str', 2),
+        ('{v} = {v}.swapcase()', 'str', 2),
+        ("{v} = {v}.strip('{c}')", 'str', 2),
+        ("{v} = '{c}'.join({v})", 'str', 2),
+        ("{v} = {v}.count('{c}')", 'int', 2),
+        ("{v} = {v}.split('{c}')", 'letters', 3),
+        ('{v} = {v}.capitalize()', 'str', 3),
+        ("{v} = {v}.find('{c}')", 'int', 3),
     ],
     'list': [
-        ('{v}.append({k})', 'list'),
-        ('{v}.insert(0, {k})', 'list'),
-        ('{v}.reverse()', 'list'),
-        ('{v}.sort()', 'list'),
-        ('{v}.pop()', 'list'),
-        ('{v}.pop(0)', 'list'),
-        ('{v} = {v}[1:]', 'list'),
-        ('{v} = {v}[:2]', 'list'),
-        ('{v} = {v} + [{k}]', 'list'),
-        ('{v} = sorted({v})', 'list'),
-        ('{v} = [y + {k} for y in {v}]', 'list'),
-        ('{v} = [y for y in {v} if y > {k}]', 'list'),
-        ('{v} = sum({v})', 'int'),
-        ('{v} = max({v})', 'int'),
-        ('{v} = min({v})', 'int'),
-        ('{v} = {v}[0]', 'int'),
-        ('{v} = {v}[-1]', 'int'),
-        ('{v} = {v}.count({k})', 'int'),
+        ('{v}.append({k})', 'list', 1),
+        ('{v}.insert(0, {k})', 'list', 1),
+        ('{v}.reverse()', 'list', 1),
+        ('{v}.pop()', 'list', 1),
+        ('{v}.pop(0)', 'list', 1),
+        ('{v} = {v}[1:]', 'list', 1),
+        ('{v} = {v} + [{k}]', 'list', 1),
+        ('{v} = {v}[0]', 'int', 1),
+        ('{v} = {v}[-1]', 'int', 1),
+        ('{v} = len({v})', 'int', 1),
+        ('{v}.sort()', 'list', 2),
+        ('{v} = {v}[:2]', 'list', 2),
+        ('{v} = max({v})', 'int', 2),
+        ('{v} = min({v})', 'int', 2),
+        ('{v} = {v}.count({k})', 'int', 2),
+        ('{v} = sum({v})', 'int', 3),
+        ('{v} = [i + {k} for i in {v}]', 'list', 3),
+        ('{v} = [i for i in {v} if i > {k}]', 'list', 3),
     ],
     'letters': [
-        ("{v}.append('{c}')", 'letters'),
-        ('{v}.reverse()', 'letters'),
-        ('{v}.sort()', 'letters'),
-        ("{v} = ''.join({v})", 'str'),
-        ("{v} = '{c}'.join({v})", 'str'),
-        ('{v} = {v}[0]', 'str'),
-        ('{v} = len({v})', 'int'),
+        ("{v}.append('{c}')", 'letters', 1),
+        ('{v}.reverse()', 'letters', 1),
+        ("{v} = ''.join({v})", 'str', 1),
+        ('{v} = {v}[0]', 'str', 1),
+        ('{v}.sort()', 'letters', 2),
+        ("{v} = '{c}'.join({v})", 'str', 2),
     ],
     'dict': [
-        ("{v}['{c}'] = {k}", 'dict'),
-        ("{v} = {v}.get('{c}', {k})", 'int'),
-        ('{v} = list({v})', 'letters'),
-        ('{v} = list({v}.values())', 'list'),
-        ('{v} = len({v})', 'int'),
+        ("{v}['{c}'] = {k}", 'dict', 1),
+        ('{v} = list({v})', 'letters', 1),
+        ('{v} = list({v}.values())', 'list', 1),
+        ("{v} = {v}.get('{c}', {k})", 'int', 2),
     ],
 }
 # Compound statements leave the type alone; {s} and {e} are simple statements.
@@ -114,19 +112,23 @@ LOOPS = {
 def program(seed: str, level: dict) -> Program:
   """The program of a seed; `level` bounds its size and its values.
 
-  Fields of a level: types (argument type -> weight), statements (least, most),
-  branch and loop (probabilities of a compound statement), largest_int, lengths
-  (least, most elements of an argument).
+  Fields of a level: types (argument type -> weight), statements (number ->
+  weight), hardest (of the statements), branch and loop (probabilities of a
+  compound statement), letters (how many), largest_int, lengths (least, most
+  elements of an argument).
   """
   rng = random.Random(seed)
-  kinds, weights = zip(*sorted(level['types'].items()), strict=True)
-  kind = first = rng.choices(kinds, weights)[0]
+  kind = first = _weighted(rng, level['types'])
   name, body = rng.choice(NAMES), []
-  for _ in range(rng.randint(*level['statements'])):
+  for _ in range(int(_weighted(rng, level['statements']))):
     lines, kind = _statement(rng, kind, name, level)
     body += lines
   lines = [f'def f({name}):', *(f'    {x}' for x in body), f'    return {name}']
   return Program('\n'.join(lines), _value(rng, first, level))
+
+
+def _weighted(rng, weights):
+  return rng.choices(sorted(weights), [weights[k] for k in sorted(weights)])[0]
 
 
 def _statement(rng, kind, name, level):
@@ -134,7 +136,7 @@ def _statement(rng, kind, name, level):
   draw = rng.random()
   if draw < level['loop'] and kind in LOOPS:
     text = _fill(rng, rng.choice(LOOPS[kind]), name, level)
-    counts = text.startswith(OTHER[name] + ' = 0')
+    counts = text.startswith(f'{OTHER} = 0')
     return text.split('\n'), 'int' if counts else kind
   if draw < level['loop'] + level['branch'] and kind in BRANCHES:
     test = _fill(rng, rng.choice(BRANCHES[kind]), name, level)
@@ -149,16 +151,20 @@ def _statement(rng, kind, name, level):
 
 def _simple(rng, kind, name, level, keep):
   """(line, type afterwards); `keep` asks for one that keeps the type."""
-  choices = [s for s in STATEMENTS[kind] if not keep or s[1] == kind]
+  choices = [
+      (template, after)
+      for template, after, hard in STATEMENTS[kind]
+      if hard <= level['hardest'] and (after == kind or not keep)
+  ]
   template, after = rng.choice(choices)
   return _fill(rng, template, name, level), after
 
 
 def _fill(rng, template, name, level):
-  c, d = rng.sample(LETTERS, 2)
+  c, d = rng.sample(LETTERS[: level['letters']], 2)
   return template.format(
       v=name,
-      w=OTHER[name],
+      w=OTHER,
       k=rng.randint(1, level['largest_int']),
       few=rng.randint(2, 3),
       c=c,
@@ -171,7 +177,7 @@ def _value(rng, kind, level):
   size = rng.randint(*level['lengths'])
   number = lambda: rng.randint(0, level['largest_int'])
   # A few distinct letters, so that count, find and replace meet their letter.
-  some = rng.sample(LETTERS, 3)
+  some = rng.sample(LETTERS[: level['letters']], 3)
   letter = lambda: rng.choice(some)
   if kind == 'int':
     return repr(number())
@@ -182,6 +188,6 @@ def _value(rng, kind, level):
   if kind == 'list':
     return repr([number() for _ in range(size)])
   if kind == 'dict':
-    keys = rng.sample(LETTERS, min(size, 3))
+    keys = rng.sample(LETTERS[: level['letters']], min(size, 3))
     return repr({key: number() for key in keys})
   raise ValueError(f'no argument of type {kind!r}; have int, str, list, dict')

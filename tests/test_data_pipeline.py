@@ -15,7 +15,9 @@ from tests.conftest import ROOT
 
 LEVEL = {
     'types': {'int': 1, 'str': 1, 'list': 1, 'dict': 1},
-    'statements': (1, 3),
+    'statements': {'1': 1, '2': 1, '3': 1},
+    'hardest': 3,
+    'letters': 8,
     'branch': 0.2,
     'loop': 0.2,
     'largest_int': 9,
