@@ -20,13 +20,13 @@ def get_config():
       {'sft_train': 6000, 'rl_train': 1500, 'heldout': 200}
   )
   c.level = ConfigDict({
-      'types': {'int': 2, 'str': 4, 'list': 4, 'dict': 1},
-      'statements': {'1': 1, '2': 4, '3': 1},
+      'types': {'str': 1, 'list': 1},
+      'statements': {'1': 1, '2': 4},
       'hardest': 1,
-      'branch': 0.12,
-      'loop': 0.04,
-      'letters': 5,
-      'largest_int': 5,
+      'branch': 0.08,
+      'loop': 0.03,
+      'letters': 13,
+      'largest_int': 9,
       'lengths': (2, 4),
   })
   c.longest_value = 24  # characters

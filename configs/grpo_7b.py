@@ -44,6 +44,7 @@ def get_config():
   c.kl_coef = 0.0
   c.minibatches = 1
   c.micro = 256
+  c.optimizer = 'adamw'
   c.lr = 1e-6
   c.schedule = 'constant'
   c.warmup = 10

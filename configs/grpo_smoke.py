@@ -41,6 +41,7 @@ def get_config():
   c.kl_coef = 0.0
   c.minibatches = 1
   c.micro = 1
+  c.optimizer = 'adamw'
   c.lr = 3e-4
   c.schedule = 'constant'
   c.warmup = 5

@@ -33,6 +33,7 @@ def get_config():
   c.batch = 64
   c.length = 4096
   c.micro = 8
+  c.optimizer = 'adamw'
   c.lr = 1e-5
   c.schedule = 'cosine'
   c.warmup = 0.1

@@ -1,4 +1,4 @@
-"""SFT of a 0.9-million-parameter Qwen2-shaped model from random weights.
+"""SFT of a half-million-parameter Qwen3-shaped model from random weights.
 
   python -m crjax.train --config=configs/sft_smoke.py
 
@@ -20,14 +20,16 @@ def get_config():
   c.model = ''  # Empty: random weights of this shape.
   c.shape = {
       'V': 512,
-      'L': 4,
+      'L': 3,
       'D': 128,
-      'F': 384,
+      'F': 256,
       'N': 4,
       'K': 2,
       'H': 32,
       'rope_theta': 1e4,
       'tied': True,
+      'qkv_bias': False,
+      'qk_norm': True,
   }
   build = 'python -m data_pipeline.build --config=configs/data_smoke.py'
   c.how = {'model': '', 'tokenizer': build, 'data': build}
@@ -36,7 +38,8 @@ def get_config():
   c.batch = 16
   c.length = 192
   c.micro = 1
-  c.lr = 3e-3
+  c.optimizer = 'muon'
+  c.lr = 5e-3
   c.schedule = 'cosine'
   c.warmup = 0.05
   c.betas = (0.9, 0.95)

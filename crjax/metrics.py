@@ -1,10 +1,11 @@
 """What a run leaves to read: metrics.jsonl, TensorBoard events, samples.
 
 Numbers of one step are one JSON object a line; a value that is not finite is
-null. A resumed run cuts the file back to the step it resumes from, so that
-every step is there once.
+null. A resumed run cuts the file back to the step it resumes from, and tells
+TensorBoard to do the same, so that every step is there once.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,8 +19,17 @@ import rich.table
 import rich.text
 
 QUIET_SECONDS = 10.0  # Between progress lines where there is no terminal.
+TABLE_SECONDS = 60.0  # Between sample tables; their files are all written.
 SHOWN_SAMPLES = 3
 SHOWN_CHARS = 160
+SAMPLE_COLUMNS = (
+  'question',
+  'completion',
+  'answer',
+  'expected',
+  'reward',
+  'advantage',
+)
 
 
 class Writer:
@@ -39,14 +49,15 @@ class Writer:
     path = self._dir / 'metrics.jsonl'
     truncate(path, start_step)
     self._lines = path.open('a')
-    self._tf = tf
-    # What tf.summary.scalar writes; that function asks for a TensorBoard.
-    self._scalar = tf.compat.v1.SummaryMetadata()
-    self._scalar.plugin_data.plugin_name = 'scalars'
-    self._scalar.data_class = 1
-    self._events = tf.summary.create_file_writer(str(self._dir))
+    self._tf = tf.compat.v1
+    with tf.Graph().as_default():  # This writer refuses to open without one.
+      self._events = self._tf.summary.FileWriter(str(self._dir))
+    if start_step:  # TensorBoard then drops what a killed run wrote beyond it.
+      log = self._tf.SessionLog(status=self._tf.SessionLog.START)
+      self._events.add_session_log(log, start_step + 1)
     self._first, self._total = start_step, total_steps
     self._began = self._last = self._shown = time.monotonic()
+    self._tabled = -math.inf
     self._console = rich.console.Console()
     self._bar = _bar(self._console, start_step, total_steps)
 
@@ -56,18 +67,20 @@ class Writer:
     seconds = now - self._last
     self._last = now
     clock = {
-        'time': time.time(),
-        'time/step_s': seconds,
-        'perf/tokens_per_s': tokens / max(seconds, 1e-9),
+      'time': time.time(),
+      'time/step_s': seconds,
+      'perf/tokens_per_s': tokens / max(seconds, 1e-9),
     }
     line = {'step': step, 'tokens': tokens, **scalars, **clock}
     finite = {k: v if math.isfinite(v) else None for k, v in line.items()}
-    self._lines.write(json.dumps(finite) + '\n')
-    self._lines.flush()
-    with self._events.as_default(step):
-      for name, value in (scalars | clock).items():
-        value = self._tf.constant(value, self._tf.float32)
-        self._tf.summary.write(name, value, metadata=self._scalar)
+    with _naming(self._lines.name):
+      self._lines.write(json.dumps(finite) + '\n')
+      self._lines.flush()
+    values = [
+      self._tf.Summary.Value(tag=name, simple_value=value)
+      for name, value in (scalars | clock).items()
+    ]
+    self._events.add_summary(self._tf.Summary(value=values), step)
     self._show(step, scalars, clock['perf/tokens_per_s'])
 
   def samples(self, step: int, rows: list[dict]):
@@ -75,18 +88,23 @@ class Writer:
     import datasets  # Slow to import.
 
     path = self._dir / 'samples' / f'step_{step:06d}.parquet'
-    path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix('.tmp')
     datasets.disable_progress_bars()
-    datasets.Dataset.from_list(rows).to_parquet(str(temporary))
-    os.replace(temporary, path)
-    self._console.print(sample_table(step, rows))
+    with _naming(path):
+      path.parent.mkdir(exist_ok=True)
+      datasets.Dataset.from_list(rows).to_parquet(str(temporary))
+      os.replace(temporary, path)
+    now = time.monotonic()
+    if now - self._tabled > TABLE_SECONDS or step == self._total:
+      self._tabled = now
+      self._console.print(sample_table(step, rows))
 
   def close(self):
-    self._lines.close()
-    self._events.close()
     if self._bar:
       self._bar.stop()
+    self._events.close()
+    with _naming(self._lines.name):
+      self._lines.close()
 
   def __enter__(self):
     return self
@@ -96,12 +114,12 @@ class Writer:
 
   def _show(self, step, scalars, speed):
     now = time.monotonic()
-    pace = (now - self._began) / (step - self._first)
+    pace = (now - self._began) / max(step - self._first, 1)
     left = pace * (self._total - step)
     headline = ' '.join(
-        f'{name} {scalars[name]:.4g}'
-        for name in ('loss', 'reward', 'format_rate', 'entropy', 'lr')
-        if name in scalars
+      f'{name} {scalars[name]:.4g}'
+      for name in ('loss', 'reward', 'format_rate', 'entropy', 'lr')
+      if name in scalars
     )
     text = f'{headline}  {speed:,.0f} tokens/s  {clock_text(left)} left'
     if self._bar:
@@ -117,9 +135,9 @@ def truncate(path, last_step: int):
   if not path.exists():
     return
   kept = [
-      line
-      for line in path.read_text().splitlines(keepends=True)
-      if line.endswith('\n') and json.loads(line)['step'] <= last_step
+    line
+    for line in path.read_text().splitlines(keepends=True)
+    if line.endswith('\n') and json.loads(line)['step'] <= last_step
   ]
   temporary = path.with_suffix('.tmp')
   temporary.write_text(''.join(kept))
@@ -129,19 +147,23 @@ def truncate(path, last_step: int):
 def sample_table(step: int, rows) -> rich.table.Table:
   """A few completions with what they earned, right ones and wrong ones."""
   table = rich.table.Table(title=f'samples of step {step}', show_lines=True)
-  for name in ('question', 'completion', 'expected', 'reward', 'advantage'):
+  for name in SAMPLE_COLUMNS:
     table.add_column(name, overflow='fold')
-  ordered = sorted(rows, key=lambda row: -row['reward'])
+  # Those without a reward come last: NaN has no order of its own.
+  ordered = sorted(
+    rows, key=lambda row: (math.isnan(row['reward']), -row['reward'])
+  )
   stride = max(len(ordered) // SHOWN_SAMPLES, 1)
   for row in ordered[::stride][:SHOWN_SAMPLES]:
     shown = '?? -> ' if row['kind'] == 'input' else f'({row["args"]}) -> '
     expected = f'{row["entry"]}({row["args"]})'
     table.add_row(
-        _plain(row['code'] + '\n' + shown + _known(row)),
-        _plain(row['text'][-SHOWN_CHARS:]),
-        _plain(row['output'] if row['kind'] == 'output' else expected),
-        f'{row["reward"]:g}',
-        f'{row["advantage"]:+.2f}',
+      _plain(row['code'] + '\n' + shown + _known(row)),
+      _plain(row['text'][-SHOWN_CHARS:]),
+      _plain(row['answer'] or '-'),
+      _plain(row['output'] if row['kind'] == 'output' else expected),
+      f'{row["reward"]:g}',
+      f'{row["advantage"]:+.2f}',
     )
   return table
 
@@ -154,6 +176,20 @@ def clock_text(seconds: float) -> str:
   if seconds >= 60:
     return f'{seconds // 60} min {seconds % 60:02d} s'
   return f'{seconds} s'
+
+
+@contextlib.contextmanager
+def _naming(path):
+  """Adds the file and the way out to an OSError that came without them."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(
+      error.errno,
+      f'{error.strerror or error}: metrics cannot be written. Make room, then '
+      'run the same command again: it continues from its last checkpoint',
+      str(path),
+    ) from error
 
 
 def _known(row):
@@ -169,10 +205,10 @@ def _bar(console, start_step, total_steps):
   if not sys.stdout.isatty():
     return None
   bar = rich.progress.Progress(
-      rich.progress.MofNCompleteColumn(),
-      rich.progress.BarColumn(),
-      rich.progress.TextColumn('{task.description}'),
-      console=console,
+    rich.progress.MofNCompleteColumn(),
+    rich.progress.BarColumn(),
+    rich.progress.TextColumn('{task.description}'),
+    console=console,
   )
   bar.add_task('', total=total_steps, completed=start_step)
   bar.start()

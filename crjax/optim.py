@@ -8,6 +8,7 @@ Master weights, moments and accumulated gradients are float32.
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 SCHEDULES = {
     'constant': lambda lr, steps: optax.constant_schedule(lr),
@@ -27,23 +28,66 @@ def schedule(lr: float, *, name: str, warmup: int, steps: int):
   return optax.join_schedules([warm, main], [warmup])
 
 
-def decayed(params):
+def decays(name: str) -> bool:
   """True for matrices: norm scales and biases are not decayed."""
+  return name != 'scale' and not name.startswith(('qb_', 'kb_', 'vb_'))
 
-  def one(path, _):
+
+def decayed(params):
+  return jax.tree.map_with_path(lambda path, _: decays(path[-1].key), params)
+
+
+def matrices(params):
+  """Muon's view of the hidden weights: which axes are read, which written.
+
+  Axes of stacked layers are left out, hence batched. None is for AdamW.
+  """
+
+  def one(path, x):
     name = path[-1].key
-    return name != 'scale' and not name.startswith(('qb_', 'kb_', 'vb_'))
+    axes = name.rpartition('_')[2]
+    if 'V' in axes or not decays(name):
+      return None
+    first = x.ndim - len(axes)
+    last = x.ndim - 1
+    every = tuple(range(first, x.ndim))
+    read = (first,) if axes.startswith('D') else every[:-1]
+    written = every[1:] if axes.startswith('D') else (last,)
+    return optax.contrib.MuonDimensionNumbers(read, written)
 
   return jax.tree.map_with_path(one, params)
 
 
-def make(rate, *, betas, weight_decay: float, max_norm: float):
-  """AdamW at `rate` (a schedule) after clipping by the global norm."""
-  b1, b2 = betas
-  return optax.chain(
-      optax.clip_by_global_norm(max_norm),
-      optax.adamw(rate, b1, b2, weight_decay=weight_decay, mask=decayed),
+def adamw(rate, b1, b2, weight_decay):
+  return optax.adamw(rate, b1, b2, weight_decay=weight_decay, mask=decayed)
+
+
+def muon(rate, b1, b2, weight_decay):
+  """Muon (Jordan 2024) for hidden matrices, AdamW for the rest.
+
+  Its updates are scaled to the size of AdamW's (arXiv 2502.16982), so that one
+  learning rate serves both.
+  """
+  return optax.contrib.muon(
+      rate,
+      adam_b1=b1,
+      adam_b2=b2,
+      weight_decay=weight_decay,
+      weight_decay_mask=decayed,
+      muon_weight_dimension_numbers=matrices,
+      consistent_rms=0.2,
   )
+
+
+OPTIMIZERS = {'adamw': adamw, 'muon': muon}
+
+
+def make(name, rate, *, betas, weight_decay: float, max_norm: float):
+  """OPTIMIZERS[name] at `rate` (a schedule), gradients clipped by norm."""
+  if name not in OPTIMIZERS:
+    raise ValueError(f'optimizer {name!r} is not one of {sorted(OPTIMIZERS)}')
+  update = OPTIMIZERS[name](rate, *betas, weight_decay)
+  return optax.chain(optax.clip_by_global_norm(max_norm), update)
 
 
 def init_state(optimizer, params, seed: int):

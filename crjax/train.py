@@ -169,6 +169,7 @@ def make_optimizer(c, *, updates: int):
       steps=updates,
   )
   optimizer = optim.make(
+      c.optimizer,
       rate,
       betas=tuple(c.betas),
       weight_decay=c.weight_decay,

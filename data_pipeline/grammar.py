@@ -8,7 +8,7 @@ byte-level BPE keeps them single.
 import random
 from typing import NamedTuple
 
-LETTERS = 'bdgkmvxz'
+LETTERS = 'bdfgjkmpqvwxz'
 NAMES = ('x', 'a', 'n', 's', 'v')
 OTHER = 'y'
 
@@ -173,21 +173,19 @@ def _fill(rng, template, name, level):
 
 
 def _value(rng, kind, level):
-  """Source of an argument of a type."""
+  """Source of an argument of a type.
+
+  Its elements differ, so that copying it never has to guess which one it saw.
+  """
   size = rng.randint(*level['lengths'])
-  number = lambda: rng.randint(0, level['largest_int'])
-  # A few distinct letters, so that count, find and replace meet their letter.
-  some = rng.sample(LETTERS[: level['letters']], 3)
-  letter = lambda: rng.choice(some)
+  numbers = rng.sample(range(level['largest_int'] + 1), size)
+  letters = rng.sample(LETTERS[: level['letters']], size)
   if kind == 'int':
-    return repr(number())
+    return repr(numbers[0])
   if kind == 'str':
-    mixed = [letter().upper() if rng.random() < 0.3 else letter() for _ in
-             range(size)]
-    return repr(''.join(mixed))
+    return repr(''.join(c.upper() if rng.random() < 0.3 else c for c in letters))
   if kind == 'list':
-    return repr([number() for _ in range(size)])
+    return repr(numbers)
   if kind == 'dict':
-    keys = rng.sample(LETTERS[: level['letters']], min(size, 3))
-    return repr({key: number() for key in keys})
+    return repr(dict(zip(letters[:3], numbers[:3], strict=True)))
   raise ValueError(f'no argument of type {kind!r}; have int, str, list, dict')

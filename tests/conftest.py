@@ -5,11 +5,21 @@ import pathlib
 import subprocess
 import sys
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # Set: for accelerator tests.
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+  ]
+).strip()
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+os.environ['HF_HUB_OFFLINE'] = '1'  # No test reads what it does not bring.
+# Test processes share the cores; torch and tokenizers would each take all.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('MKL_NUM_THREADS', '1')
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
-import pytest  # noqa: E402: after the devices are set.
+import pytest  # After the devices are set.
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -18,7 +28,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 def assets() -> pathlib.Path:
   """Real tokenizers, configs, weights and benchmark files; not in the repo."""
   path = pathlib.Path(
-      os.environ.get('CRJAX_ASSETS', ROOT.parent / 'shared' / 'assets')
+    os.environ.get('CRJAX_ASSETS', ROOT.parent / 'shared' / 'assets')
   )
   if not path.is_dir():
     pytest.skip(f'no assets at {path}; set CRJAX_ASSETS to their directory')
@@ -31,15 +41,15 @@ def smoke_data(tmp_path_factory) -> pathlib.Path:
   out = tmp_path_factory.mktemp('data') / 'small'
   sizes = {'sft_train': 60, 'rl_train': 20, 'heldout': 10}
   subprocess.run(
-      [
-          sys.executable,
-          '-m',
-          'data_pipeline.build',
-          f'--config={ROOT / "configs" / "data_smoke.py"}',
-          f'--config.out={out}',
-          *(f'--config.programs.{k}={v}' for k, v in sizes.items()),
-      ],
-      cwd=ROOT,
-      check=True,
+    [
+      sys.executable,
+      '-m',
+      'data_pipeline.build',
+      f'--config={ROOT / "configs" / "data_smoke.py"}',
+      f'--config.out={out}',
+      *(f'--config.programs.{k}={v}' for k, v in sizes.items()),
+    ],
+    cwd=ROOT,
+    check=True,
   )
   return out

@@ -12,7 +12,7 @@ CFG = model.Config(V=16, L=2, D=16, F=24, N=4, K=2, H=8)
 def state_and_abstract(cfg=CFG, mesh=(2, 2, 2)):
   rate = optim.schedule(1e-3, name='constant', warmup=0, steps=1)
   optimizer = optim.make(
-      rate, betas=(0.9, 0.95), weight_decay=0.1, max_norm=1.0
+      'adamw', rate, betas=(0.9, 0.95), weight_decay=0.1, max_norm=1.0
   )
   init = lambda: optim.init_state(
       optimizer, model.init(cfg, jax.random.key(0)), 7

@@ -49,7 +49,7 @@ def test_7b_state_shards_on_8_devices(assets, mesh):
   c = load('grpo_7b')
   rate = optim.schedule(c.lr, name=c.schedule, warmup=10, steps=c.steps)
   optimizer = optim.make(
-      rate, betas=c.betas, weight_decay=c.weight_decay, max_norm=c.max_norm
+      c.optimizer, rate, betas=c.betas, weight_decay=c.weight_decay, max_norm=c.max_norm
   )
   state = jax.eval_shape(
       lambda key: optim.init_state(optimizer, model.init(cfg, key), 0),

@@ -17,7 +17,7 @@ LEVEL = {
     'types': {'int': 1, 'str': 1, 'list': 1, 'dict': 1},
     'statements': {'1': 1, '2': 1, '3': 1},
     'hardest': 3,
-    'letters': 8,
+    'letters': 13,
     'branch': 0.2,
     'loop': 0.2,
     'largest_int': 9,

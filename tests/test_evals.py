@@ -9,7 +9,7 @@ ITEM = {'code': 'def f(x):\n  return x', 'input': '1', 'output': '1', 'id': 'a'}
 
 
 def write(path, *lines):
-  path.write_text('\n'.join(lines) + '\n')
+  path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
   return path
 
 
@@ -33,6 +33,20 @@ def test_what_is_wrong_is_named(tmp_path, line, message):
   path = write(tmp_path / 'x.jsonl', json.dumps(ITEM), line)
   with pytest.raises(ValueError, match=message):
     cruxeval.load(path)
+
+
+def test_ids_are_unique(tmp_path):
+  path = write(tmp_path / 'x.jsonl', json.dumps(ITEM), json.dumps(ITEM))
+  with pytest.raises(ValueError, match=r"line 2: field 'id' repeats .* line 1"):
+    cruxeval.load(path)
+
+
+def test_a_line_ends_only_at_a_newline(tmp_path):
+  item = ITEM | {'output': "'\u2028\x85'"}
+  line = json.dumps(item, ensure_ascii=False)
+  assert cruxeval.load(write(tmp_path / 'x.jsonl', line))[0]['output'] == (
+      item['output']
+  )
 
 
 def test_an_empty_file_is_no_benchmark(tmp_path):

@@ -1,7 +1,9 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -100,6 +102,77 @@ def test_what_a_program_leaves_running_is_killed(pool):
   assert all(line.startswith('Z') for line in group.split())
 
 
+@pytest.mark.parametrize(
+    'reply',
+    [
+        '{"verdict": "infra"}',
+        '{"verdict": "ok", "value": "1", "more": 1}',
+        '{"verdict": "ok", "steps": [1]}',
+        '[' * 5000,
+        '[]',
+    ],
+)
+def test_a_forged_reply_raises_nothing_and_reaches_no_other_job(reply):
+  body = f"""import os
+for fd in range(3, 64):
+  try: os.write(fd, {reply!r}.encode() + b'\\n')
+  except OSError: pass
+os._exit(0)"""
+  with Pool(1) as pool:
+    assert one(pool, body).verdict in ('ok', 'error')
+    assert one(pool, 'return x').value == '3'
+
+
+@pytest.mark.parametrize(
+    ('before', 'verdict'),
+    [
+        ('os.setpgid(0, os.getppid())', 'timeout'),
+        ('os.kill(os.getppid(), 9)', 'infra'),
+        ('if os.fork(): os._exit(0)\nos.setsid()', 'timeout'),
+    ],
+)
+@pytest.mark.skipif(sys.platform != 'linux', reason='prctl is of Linux')
+def test_a_program_that_leaves_its_group_dies_all_the_same(
+    tmp_path, before, verdict
+):
+  told = tmp_path / 'pid'
+  os.mkfifo(told)  # No file can grow, but a pipe can be written.
+  reader = os.open(told, os.O_RDONLY | os.O_NONBLOCK)
+  body = f"""import os, time
+{before}
+with open({str(told)!r}, 'w') as f: f.write(str(os.getpid()) + ' ')
+time.sleep(600)"""
+  with Pool(1, cpu_seconds=0.2) as pool:
+    assert one(pool, body).verdict == verdict
+    assert one(pool, 'return x').value == '3'
+  for pid in os.read(reader, 1000).split():
+    assert gone(int(pid))
+  os.close(reader)
+
+
+def gone(pid, patience=5.0):
+  """Whether the process ends; a killed one may need a moment."""
+  deadline = time.monotonic() + patience
+  while time.monotonic() < deadline:
+    stat = subprocess.run(
+        ['ps', '-o', 'stat=', '-p', str(pid)], capture_output=True, text=True
+    ).stdout
+    if not stat or stat.startswith('Z'):
+      return True
+    time.sleep(0.05)
+  return False
+
+
+def test_a_program_can_create_no_file_where_it_runs(pool):
+  assert one(pool, "open('made', 'w')").detail.startswith('FileNotFoundError')
+
+
+def test_a_worker_that_cannot_start_says_so(monkeypatch):
+  monkeypatch.setattr('crjax.execution.pool.WORKER', '/absent.py')
+  with pytest.raises(OSError, match=r'no worker starts.*/absent\.py'):
+    Pool(1)
+
+
 def test_no_process_is_left_after_close():
   with Pool(2) as pool:
     processes = [pool._idle.get() for _ in range(2)]
@@ -144,6 +217,16 @@ def test_comprehensions_and_inner_calls_belong_to_their_line(pool):
   result = one(pool, body, '[1, 2]', trace=True)
   assert [s.line for s in result.steps] == [1, 2, 3]
   assert result.steps[1].changed == {'y': '[-2, -1]'}
+
+
+def test_a_comprehension_of_many_lines_is_one_step(pool):
+  # On 3.12 and later an event per element; the same trace all the same.
+  body = 'y = [\n  i + 1\n  for i in x\n  if i\n]\nreturn y'
+  result = one(pool, body, '[0, 1]', trace=True)
+  assert [(s.line, s.changed) for s in result.steps[1:]] == [
+      (2, {'y': '[2]'}),
+      (7, {}),
+  ]
 
 
 def test_an_endless_trace_is_a_timeout(pool):

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from crjax import data, grpo, model, optim
@@ -26,9 +27,8 @@ class Setup:
   def __init__(self, mesh=(2, 2, 2), *, lr=1e-2, waves=1, temperature=1.0, **k):
     self.mesh = make_mesh(mesh)
     rate = optim.schedule(lr, name='constant', warmup=0, steps=1)
-    optimizer = optim.make(
-        rate, betas=(0.9, 0.95), weight_decay=0.0, max_norm=1.0
-    )
+    # Adam divides by the gradient's size, and so magnifies rounding near 0.
+    optimizer = optax.sgd(rate, momentum=0.9)
     init = lambda: optim.init_state(
         optimizer, model.init(CFG, jax.random.key(0)), 0
     )

@@ -2,25 +2,27 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS = [
-    {
-        'sharding',
-        'losses',
-        'advantages',
-        'optim',
-        'metrics',
-        'tokenizer',
-        'execution',
-    },
-    {'attention', 'rewards', 'data', 'evals'},
-    {'model'},
-    {'hf', 'sampling', 'checkpoint'},
-    {'sft', 'grpo', 'evaluate'},
-    {'train', 'export', 'generate'},
+  {
+    'sharding',
+    'losses',
+    'advantages',
+    'optim',
+    'metrics',
+    'tokenizer',
+    'execution',
+  },
+  {'attention', 'rewards', 'data', 'evals'},
+  {'model'},
+  {'hf', 'sampling', 'checkpoint'},
+  {'sft', 'grpo', 'evaluate'},
+  {'train', 'export', 'generate'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
@@ -36,7 +38,8 @@ def imports(path):
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module:
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'{path}:{node.lineno}: import by absolute name'
       yield node.module
       yield from (f'{node.module}.{alias.name}' for alias in node.names)
 
@@ -59,7 +62,10 @@ def test_a_module_imports_only_from_rows_above(path):
   if name == '__init__':
     assert not internal(path)
     return
-  assert name in ROW, f'{path}: give {name!r} a row in {__file__}'
+  assert name in ROW, (
+    f'{path}: {name!r} has no row. Add it to ROWS in {__file__}: one row below '
+    f'the lowest of those it imports, {sorted(internal(path))}'
+  )
   for other in internal(path):
     assert other in ROW, f'{path} imports crjax.{other}, which has no row'
     above = ROW[other] < ROW[name] or (name, other) in WITHIN
@@ -83,6 +89,12 @@ def test_workers_and_pure_modules_know_no_device_flag_or_file(path):
   # Row 5 and the evaluation's entry point are the only readers of flags.
   if ROW.get(module(path), 0) < 5 and module(path) != 'evaluate':
     assert not found & {'ml_collections', 'absl'}
+
+
+@pytest.mark.parametrize('name', ['crjax.execution', 'crjax.rewards'])
+def test_what_workers_import_never_brings_jax_along(name):
+  code = f'import sys, {name}; sys.exit("jax" in sys.modules)'
+  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize('name', ['sft', 'grpo'])

@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 
 import datasets
 import pytest
@@ -8,14 +9,15 @@ import tensorflow as tf
 from crjax import metrics
 
 ROW = {
-    'kind': 'output',
-    'code': 'def f(x):\n    return x',
-    'entry': 'f',
-    'args': '[1]',
-    'output': '[1]',
-    'text': '<answer>[bold]1</answer>',
-    'reward': 1.0,
-    'advantage': 0.5,
+  'kind': 'output',
+  'code': 'def f(x):\n    return x',
+  'entry': 'f',
+  'args': '[1]',
+  'output': '[1]',
+  'text': '<answer>[bold]1</answer>',
+  'answer': '[bold]1',
+  'reward': 1.0,
+  'advantage': 0.5,
 }
 
 
@@ -51,16 +53,45 @@ def test_what_is_not_finite_is_null(tmp_path, value):
   assert lines(tmp_path)[0]['odd'] is None
 
 
+def events(path):
+  """Every event of a run directory, in the order of its files."""
+  for file in sorted(path.glob('events.*')):
+    yield from tf.compat.v1.train.summary_iterator(str(file))
+
+
 def test_event_files_hold_the_same_numbers(tmp_path):
-  write(tmp_path, [1, 2])
-  (path,) = tmp_path.glob('events.*')
+  write(tmp_path, [1, 2], odd=math.nan)
   found = [
-      (event.step, tf.make_ndarray(value.tensor).item())
-      for event in tf.compat.v1.train.summary_iterator(str(path))
-      for value in event.summary.value
-      if value.tag == 'loss'
+    (event.step, value.simple_value)
+    for event in events(tmp_path)
+    for value in event.summary.value
+    if value.tag == 'loss'
   ]
   assert found == [(1, 1.0), (2, 0.5)]
+
+
+def test_a_resumed_run_tells_tensorboard_where_it_starts(tmp_path):
+  write(tmp_path, [1, 2, 3, 4])
+  write(tmp_path, [3, 4, 5], start=2)
+  starts = [
+    event.step
+    for event in events(tmp_path)
+    if event.session_log.status == tf.compat.v1.SessionLog.START
+  ]
+  assert starts == [3]
+
+
+def test_a_full_disk_names_the_file_and_the_way_out(tmp_path):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  writer = metrics.Writer(tmp_path, start_step=0, total_steps=9)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    with pytest.raises(OSError, match='run the same command again') as error:
+      writer.write(1, {'loss': 1.0}, tokens=10)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.close()
+  assert error.value.filename == str(tmp_path / 'metrics.jsonl')
 
 
 def test_samples_are_a_file_and_a_table(tmp_path, capsys):
@@ -75,9 +106,28 @@ def test_samples_are_a_file_and_a_table(tmp_path, capsys):
   assert '[bold]1' in shown  # Model text is not markup.
 
 
+def test_tables_are_shown_now_and_then_and_at_the_end(tmp_path, capsys):
+  with metrics.Writer(tmp_path, start_step=0, total_steps=9) as writer:
+    for step in (1, 2, 9):
+      writer.samples(step, [ROW])
+  assert len(list((tmp_path / 'samples').iterdir())) == 3
+  shown = capsys.readouterr().out
+  assert [f'samples of step {i}' in shown for i in (1, 2, 9)] == [
+    True,
+    False,
+    True,
+  ]
+
+
+def test_a_table_of_unjudged_rewards_ends_with_them():
+  rows = [ROW | {'reward': r, 'answer': None} for r in (math.nan, 0.0, 1.0)]
+  column = metrics.sample_table(1, rows).columns[4]
+  assert list(column.cells) == ['1', '0', 'nan']
+
+
 @pytest.mark.parametrize(
-    ('seconds', 'text'),
-    [(5, '5 s'), (184, '3 min 04 s'), (3725, '1 h 02 min')],
+  ('seconds', 'text'),
+  [(5, '5 s'), (184, '3 min 04 s'), (3725, '1 h 02 min')],
 )
 def test_clock(seconds, text):
   assert metrics.clock_text(seconds) == text

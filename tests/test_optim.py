@@ -49,3 +49,44 @@ def test_accumulated_sums_do_not_depend_on_the_slices(micro):
 def test_rows_that_do_not_split_are_an_error():
   with pytest.raises(ValueError, match='7 rows'):
     optim.slices(np.zeros((7, 2)), 2)
+
+
+@pytest.mark.parametrize('name', optim.OPTIMIZERS)
+def test_every_optimizer_lowers_the_loss(name):
+  params = model.init(CFG, jax.random.key(0))
+  tokens_BT = np.random.default_rng(0).integers(0, CFG.V, (4, 8))
+  valid_BT = np.ones_like(tokens_BT, bool)
+  rate = optim.schedule(1e-2, name='constant', warmup=0, steps=1)
+  optimizer = optim.make(
+      name, rate, betas=(0.9, 0.95), weight_decay=0.1, max_norm=1.0
+  )
+
+  def loss(params):
+    return -model.score(
+        CFG, params, tokens_BT, valid_BT, dtype=jnp.float32
+    )[0].mean()
+
+  state = optim.init_state(optimizer, params, 0)
+  step = jax.jit(
+      lambda s: optim.apply(optimizer, s, jax.grad(loss)(s['params']))[0]
+  )
+  for _ in range(20):
+    state = step(state)
+  assert loss(state['params']) < 0.5 * loss(params)
+
+
+def test_muon_reads_axes_off_the_names():
+  params = jax.eval_shape(lambda: model.init(CFG, jax.random.key(0)))
+  found = optim.matrices(params)
+  attn, mlp = found['layers']['attn'], found['layers']['mlp']
+  assert attn['q_DNH'] == ((1,), (2, 3))  # Axis 0 is the layers.
+  assert attn['o_NHD'] == ((1, 2), (3,))
+  assert mlp['down_FD'] == ((1,), (2,))
+  assert found['embed_VD'] is None
+  assert found['layers']['pre_attn']['scale'] is None
+  assert attn['qb_NH'] is None
+
+
+def test_an_unknown_optimizer_is_named():
+  with pytest.raises(ValueError, match='sgd.*adamw'):
+    optim.make('sgd', 1e-3, betas=(0, 0), weight_decay=0, max_norm=1)

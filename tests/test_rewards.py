@@ -1,4 +1,5 @@
 import math
+import time
 
 import pytest
 
@@ -65,7 +66,9 @@ def test_the_last_answer_counts_and_the_form_is_one_of_each(text, answer, form):
         ('{1, 2}', {1, 2}),
         ('set()', set()),
         ('frozenset({1})', frozenset({1})),
+        ('[set(), (frozenset({1}),)]', [set(), (frozenset({1}),)]),
         ("b'x'", b'x'),
+        ("'" + '(' * 60 + "'", '(' * 60),
         ("'a' 'b'", 'ab'),
     ],
 )
@@ -90,6 +93,9 @@ def test_literals(source, value):
         '-' * 3000 + '1',
         'set([1])',
         'frozenset(1, 2)',
+        'frozenset(1)',
+        'frozenset([[]])',
+        '{**{}}',
         '{[]: 1}',
         'x = 1',
         "assert 1, 'no'",
@@ -204,6 +210,38 @@ def test_a_program_that_hangs_on_an_input_is_just_wrong():
   with Pool(1, cpu_seconds=0.3) as pool:
     assert reward(pool, task, IN_FORM.format('f(1)'))[1]['verdict'] == 'timeout'
     assert reward(pool, task, IN_FORM.format('f(0)'))[0] == 1
+
+
+@pytest.mark.parametrize(
+    'answer',
+    [
+        f'assert f({"1+" * 1500}1) == 1',
+        f'f({"-" * 2500}1) == 1',
+        'frozenset([[1]])',
+        f'{"[" * 150}{"]" * 150}',
+        'lambda:' * 500 + '1',
+        '0x' + 'f' * 4000,  # Has more digits than Python prints.
+    ],
+)
+@pytest.mark.parametrize('task', [OUTPUT, INPUT])
+def test_no_answer_costs_the_batch(pool, task, answer):
+  texts = [IN_FORM.format(answer), IN_FORM.format('f(2, 3) == 5')]
+  rewards_B, _ = rewards.score([task] * 2, texts, [False] * 2, pool)
+  assert rewards_B.tolist() == [0, 1]
+
+
+def test_a_repeated_tag_costs_linear_time():
+  started = time.monotonic()
+  assert rewards.extract('[ANSWER]' * 20000).text is None
+  assert time.monotonic() - started < 5
+
+
+def test_sets_reach_the_worker_in_one_order():
+  args = judge.input_arguments("{'c', 'a', 'b'}, frozenset({2, 1}), set()", 'f')
+  assert args == "{'a', 'b', 'c'}, frozenset({1, 2}), set()"
+  assert judge.render(((), (1,), {'k': [1e999]})) == (
+      "((), (1, ), {'k': [1e999]}, )"
+  )
 
 
 def test_the_arguments_are_rendered_by_us():

@@ -18,11 +18,18 @@ def load(path) -> list[dict]:
 
   Raises FileNotFoundError, or ValueError naming the line and the field.
   """
-  path, tasks = pathlib.Path(path), []
-  for number, line in enumerate(path.read_text().splitlines(), start=1):
+  path, tasks, seen = pathlib.Path(path), [], {}
+  # Not splitlines(): JSON strings may hold U+2028 and the like as they are.
+  lines = path.read_text(encoding='utf-8').split('\n')
+  for number, line in enumerate(lines, start=1):
     if not line.strip():
       continue
     item = _checked(line, f'{path}, line {number}')
+    first = seen.setdefault(item['id'], number)
+    if first != number:
+      raise ValueError(
+          f'{path}, line {number}: field \'id\' repeats that of line {first}'
+      )
     tasks += [
         {
             'id': f'{item["id"]}-{kind}',

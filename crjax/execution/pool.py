@@ -3,17 +3,20 @@
 What it isolates: every job runs in its own forked process with CPU, memory,
 file-size and wall-clock limits, closed standard streams and a fixed hash seed;
 a crash, a hang or a poisoned interpreter ends with the job, and the expected
-answer is never in that process. What it does not: the file system can be read
-and the network reached. Run untrusted programs inside a container.
+answer is never in that process. What it does not: files can be read and
+deleted, processes of the same user signalled, the network reached. Run
+untrusted programs inside a container.
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from typing import NamedTuple
 
@@ -76,10 +79,12 @@ class Pool:
     try:
       for _ in range(2):  # A dead worker is replaced, its job tried once more.
         try:
+          process = process or start()
           return ask(process, job._asdict() | self._limits)
         except (OSError, ValueError) as error:
-          stop(process)
-          process = start()
+          if process:
+            stop(process)
+          process = None
           problem = f'{type(error).__name__}: {error}'
       return Result('infra', detail=problem)
     finally:
@@ -88,7 +93,8 @@ class Pool:
   def close(self):
     self._threads.shutdown()
     while not self._idle.empty():
-      stop(self._idle.get())
+      if process := self._idle.get():
+        stop(process)
 
   def __enter__(self):
     return self
@@ -98,22 +104,37 @@ class Pool:
 
 
 def start() -> subprocess.Popen:
-  """A worker: bare interpreter, empty environment, fixed hash seed."""
-  return subprocess.Popen(
-      [sys.executable, '-S', '-s', '-B', str(WORKER)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      env={'PYTHONHASHSEED': '0', 'LC_ALL': 'C.UTF-8', 'TZ': 'UTC'},
-      cwd=os.sep,
-      text=True,
-      start_new_session=True,
-  )
+  """A worker: bare interpreter, empty environment, fixed hash seed.
+
+  Its directory is deleted under it, so that a program can create no file.
+  """
+  command = [sys.executable, '-S', '-s', '-B', str(WORKER)]
+  fixed = {'PYTHONHASHSEED': '0', 'LC_ALL': 'C.UTF-8', 'TZ': 'UTC'}
+  libraries = {k: v for k, v in os.environ.items() if k == 'LD_LIBRARY_PATH'}
+  with tempfile.TemporaryDirectory(prefix='crjax-') as directory:
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=libraries | fixed,
+        cwd=directory,
+        text=True,
+        start_new_session=True,
+    )
+    ready = process.stdout.readline()
+  if ready != 'ready\n':
+    stop(process)
+    raise OSError(f'no worker starts; run it by hand: {" ".join(command)}')
+  return process
 
 
-def stop(process):
+def stop(process) -> None:
   process.kill()
-  process.communicate()
+  process.wait()
+  process.stdout.close()
+  with contextlib.suppress(OSError):  # Bytes that a dead worker never read.
+    process.stdin.close()
 
 
 def ask(process, job) -> Result:

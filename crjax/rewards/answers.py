@@ -9,7 +9,10 @@ FORM = re.compile(
     re.DOTALL,
 )
 ANSWER = re.compile(r'<answer>((?:(?!<answer>).)*?)</answer>', re.DOTALL)
-BENCHMARK = re.compile(r'\[ANSWER\](.*?)\[/ANSWER\]', re.DOTALL)
+# Tempered: a model that repeats the tag must not cost quadratic time.
+BENCHMARK = re.compile(
+    r'\[ANSWER\]((?:(?!\[ANSWER\]).)*?)\[/ANSWER\]', re.DOTALL
+)
 FENCE = re.compile(r'```[a-zA-Z]*\n(.*?)\n?```', re.DOTALL)
 TAGS = ('<reasoning>', '</reasoning>', '<answer>', '</answer>')
 

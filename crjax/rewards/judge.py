@@ -1,12 +1,18 @@
 """Literals, calls with literal arguments, and two notions of equality."""
 
 import ast
+import math
+import warnings
 
 LONGEST = 4096  # bytes of an answer
-DEEPEST = 40  # nested brackets; the parser never sees more
+DEEPEST = 40  # nested containers
 
 # What parsing hostile text can raise.
 UNREADABLE = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+COLLECTIONS = {ast.List: list, ast.Tuple: tuple, ast.Set: set}
+
+# `1(2)` and `'\\d'` in an answer are no news to whoever runs the training.
+warnings.filterwarnings('ignore', category=Warning, module='<answer>')
 
 
 def literal(source):
@@ -19,28 +25,33 @@ def literal(source):
     ValueError: for anything else; nothing is ever executed.
   """
   node = expression(source) if isinstance(source, str) else source
-  if _calls(node, 'set') and not node.args and not node.keywords:
-    return set()
-  if _calls(node, 'frozenset') and len(node.args) < 2 and not node.keywords:
-    return frozenset(literal(node.args[0]) if node.args else ())
   try:
-    return ast.literal_eval(node)
+    return _value(node, 0)
   except UNREADABLE as error:
     raise ValueError(f'not a literal: {error}') from error
+
+
+def _value(node, depth):
+  """As ast.literal_eval, and frozensets, with a limit to the depth."""
+  if depth > DEEPEST:
+    raise ValueError(f'nested deeper than {DEEPEST}')
+  inner = lambda node: _value(node, depth + 1)
+  if type(node) in COLLECTIONS:
+    return COLLECTIONS[type(node)](map(inner, node.elts))
+  if isinstance(node, ast.Dict) and None not in node.keys:
+    pairs = zip(map(inner, node.keys), map(inner, node.values), strict=True)
+    return dict(pairs)
+  if _calls(node, 'frozenset') and len(node.args) < 2 and not node.keywords:
+    return frozenset(inner(node.args[0]) if node.args else ())
+  return ast.literal_eval(node)
 
 
 def expression(source: str) -> ast.expr:
   """The one expression in the text; for `assert x`, that is x."""
   if len(source.encode('utf-8', 'replace')) > LONGEST:
     raise ValueError(f'longer than {LONGEST} bytes')
-  depth = deepest = 0
-  for char in source:
-    depth += (char in '([{') - (char in ')]}')
-    deepest = max(deepest, depth)
-  if deepest > DEEPEST:
-    raise ValueError(f'brackets nested deeper than {DEEPEST}')
   try:
-    body = ast.parse(source.strip()).body
+    body = ast.parse(source.strip(), '<answer>').body
   except UNREADABLE as error:
     raise ValueError(f'not Python: {error}') from error
   if len(body) == 1 and isinstance(body[0], ast.Expr):
@@ -80,9 +91,30 @@ def input_arguments(answer: str, entry: str) -> str:
     raise ValueError(f'not a call of {entry}')
   if any(keyword.arg is None for keyword in node.keywords):
     raise ValueError('** in the arguments')
-  args = [repr(literal(arg)) for arg in node.args]
-  args += [f'{k.arg}={literal(k.value)!r}' for k in node.keywords]
+  args = [render(literal(arg)) for arg in node.args]
+  args += [f'{k.arg}={render(literal(k.value))}' for k in node.keywords]
   return ', '.join(args)
+
+
+def render(value) -> str:
+  """Source of a literal, the same in every process: sets are sorted.
+
+  Their own order depends on the hash seed, and programs iterate over them.
+  """
+  if isinstance(value, set | frozenset):
+    inner = ', '.join(sorted(map(render, value)))
+    shown = f'{{{inner}}}' if inner else 'set()'
+    return f'frozenset({shown})' if isinstance(value, frozenset) else shown
+  if isinstance(value, list):
+    return f'[{", ".join(map(render, value))}]'
+  if isinstance(value, tuple):
+    return f'({"".join(f"{render(x)}, " for x in value)})'
+  if isinstance(value, dict):
+    pairs = (f'{render(k)}: {render(v)}' for k, v in value.items())
+    return f'{{{", ".join(pairs)}}}'
+  if isinstance(value, float) and math.isinf(value):
+    return '1e999' if value > 0 else '-1e999'  # `inf` would be a name.
+  return repr(value)
 
 
 def strict_equal(a, b) -> bool:

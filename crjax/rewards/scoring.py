@@ -53,7 +53,7 @@ def _parse(task, answer):
       args = judge.input_arguments(answer, task['entry'])
       return {}, Job(task['code'], task['entry'], args)
     value = judge.output_literal(answer, task['entry'], task['args'])
-  except ValueError as error:
+  except judge.UNREADABLE as error:  # One text must not cost the batch.
     return _verdict('bad_answer', detail=str(error)), None
   return _compared(task, value, answer), None
 
