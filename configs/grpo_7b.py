@@ -34,6 +34,7 @@ def get_config():
   c.rollouts = 16
   c.prompt_length = 2048
   c.completion_length = 4096
+  c.multiple = 1024  # Widths of an update: one compilation each.
   c.temperature = 1.0
   c.waves = 4
   c.workers = 16

@@ -31,6 +31,7 @@ def get_config():
   c.rollouts = 8
   c.prompt_length = 128
   c.completion_length = 96
+  c.multiple = 32  # Widths of an update: one compilation each.
   c.temperature = 1.0
   c.waves = 2
   c.workers = 2

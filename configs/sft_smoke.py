@@ -34,9 +34,9 @@ def get_config():
   build = 'python -m data_pipeline.build --config=configs/data_smoke.py'
   c.how = {'model': '', 'tokenizer': build, 'data': build}
 
-  c.epochs = 1
+  c.epochs = 1.4
   c.batch = 16
-  c.length = 192
+  c.length = 176
   c.micro = 1
   c.optimizer = 'muon'
   c.lr = 5e-3

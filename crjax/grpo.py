@@ -31,7 +31,9 @@ class Batch(NamedTuple):
   adv_B: jax.Array
 
 
-def run(state, prompts, *, rollout, judge, advantage, update, log, save, steps):
+def run(
+    state, prompts, *, rollout, judge, advantage, batch, update, log, save, steps
+):
   """Trains to `steps` from wherever `state` and `prompts` stand.
 
   Args:
@@ -40,6 +42,7 @@ def run(state, prompts, *, rollout, judge, advantage, update, log, save, steps):
     rollout: (state, Prompts) -> list of Rollout on the device, one a wave.
     judge: (tasks, list of Rollout) -> (Rollout on the host, rewards_QR, rows).
     advantage: rewards_QR -> adv_QR, see advantages.py.
+    batch: (Prompts, Rollout, adv_QR) -> Batch, see `make_batch`.
     update: (state, Batch on the host) -> (state, metrics on the device).
     log: called with (step, metrics, tokens sampled, rows of samples).
     save: called with (step, state, prompts); decides itself whether to write.
@@ -51,7 +54,7 @@ def run(state, prompts, *, rollout, judge, advantage, update, log, save, steps):
     questions = next(prompts)
     rolled, rewards_QR, rows = judge(questions.tasks, rollout(state, questions))
     adv_QR = advantage(rewards_QR)
-    state, metrics = update(state, make_batch(questions, rolled, adv_QR))
+    state, metrics = update(state, batch(questions, rolled, adv_QR))
     metrics = gather(metrics) | summarize(rewards_QR, rolled, rows)
     for row, adv in zip(rows, adv_QR.ravel()[[r['row'] for r in rows]]):
       row['advantage'] = float(adv)
@@ -131,19 +134,33 @@ def make_judge(tok, pool, *, rollouts: int):
   return judge
 
 
-def make_batch(questions, rolled, adv_QR) -> Batch:
-  """The update's input from prompts, their rollouts and advantages; NumPy."""
-  repeat = lambda x_QP: np.repeat(x_QP, adv_QR.shape[1], axis=0)
-  mask_BC = rolled.mask_BT
+def make_batch(questions, rolled, adv_QR, *, multiple: int = 1) -> Batch:
+  """The update's input from prompts, their rollouts and advantages; NumPy.
+
+  Columns that no row uses are cut off at both ends, down to a `multiple`: the
+  update then costs what was sampled, at one compilation per width.
+  """
+  prompt_QP, mask_QP = questions.tokens_QP, questions.mask_QP
+  P = _width(mask_QP.any(0)[::-1], multiple)
+  C = _width(rolled.mask_BT.any(0), multiple)
+  repeat = lambda x_QP: np.repeat(x_QP[:, -P:], adv_QR.shape[1], axis=0)
+  cut = lambda x_BT: x_BT[:, :C]
+  mask_BC, logp_BC = cut(rolled.mask_BT), cut(rolled.logp_BT)
   return Batch(
-      tokens_BT=np.hstack([repeat(questions.tokens_QP), rolled.tokens_BT]),
-      valid_BT=np.hstack([repeat(questions.mask_QP), mask_BC]),
+      tokens_BT=np.hstack([repeat(prompt_QP), cut(rolled.tokens_BT)]),
+      valid_BT=np.hstack([repeat(mask_QP), mask_BC]),
       mask_BC=mask_BC,
-      logp_BC=rolled.logp_BT,
-      old_logp_BC=np.zeros_like(rolled.logp_BT),
-      ref_logp_BC=np.zeros_like(rolled.logp_BT),
+      logp_BC=logp_BC,
+      old_logp_BC=np.zeros_like(logp_BC),
+      ref_logp_BC=np.zeros_like(logp_BC),
       adv_B=adv_QR.ravel(),
   )
+
+
+def _width(used_T, multiple):
+  """Columns up to the last used one, rounded up, at most all of them."""
+  last = int(np.nonzero(used_T)[0].max()) + 1
+  return min(-(-last // multiple) * multiple, len(used_T))
 
 
 def make_update(

@@ -104,14 +104,17 @@ def put(mesh: Mesh, tree):
     sharding = NamedSharding(mesh, spec('B') if rows else P())
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
-  return jax.tree.map(one, tree)
+  with jax.transfer_guard_host_to_device('allow'):
+    return jax.tree.map(one, tree)
 
 
 def replicate(mesh: Mesh, x):
   """The other crossing: one host value, whole on every device."""
-  return jax.make_array_from_callback(
-      np.shape(x), NamedSharding(mesh, P()), lambda i: np.asarray(x)[i]
-  )
+  whole = NamedSharding(mesh, P())
+  with jax.transfer_guard_host_to_device('allow'):
+    return jax.make_array_from_callback(
+        np.shape(x), whole, lambda i: np.asarray(x)[i]
+    )
 
 
 def gather(tree):

@@ -15,6 +15,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
@@ -40,14 +41,14 @@ def train_sft(c):
       seed=c.seed,
       pad_id=tok.pad_token_id,
   )
-  steps = max(c.epochs * batches.rows // c.batch, 1)
+  steps = max(int(c.epochs * batches.rows / c.batch), 1)
   optimizer, rate = make_optimizer(c, updates=steps)
   update = sft.make_update(
       cfg, optimizer, rate, micro=c.micro, dtype=DTYPES[c.dtype], remat=c.remat
   )
   with jax.set_mesh(mesh), checkpoint.open_manager(c.workdir, keep=c.keep) as m:
     state = start(c, m, mesh, cfg, load, optimizer, batches)
-    with open_log(c, state, steps) as log:
+    with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
       run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
       run(state, batches, save=saver(c, m, steps), steps=steps)
 
@@ -100,13 +101,14 @@ def train_grpo(c):
         remat=c.remat,
     )
     state = start(c, manager, mesh, cfg, load, optimizer, prompts)
-    with open_log(c, state, c.steps) as log:
+    with open_log(c, state, c.steps) as log, jax.transfer_guard('disallow'):
       grpo.run(
           state,
           prompts,
           rollout=rollout,
           judge=grpo.make_judge(tok, pool, rollouts=c.rollouts),
           advantage=advantages.ADVANTAGES[c.advantage_std],
+          batch=functools.partial(grpo.make_batch, multiple=c.multiple),
           update=update,
           log=log,
           save=saver(c, manager, c.steps),
@@ -262,11 +264,11 @@ def define_flags():
 
 
 def main(_):
+  logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
   if flags.FLAGS.distributed:
     jax.distributed.initialize()
   config = flags.FLAGS.config
-  with jax.transfer_guard('disallow'):
-    TASKS[config.task](config)
+  TASKS[config.task](config)
 
 
 if __name__ == '__main__':

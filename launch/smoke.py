@@ -159,6 +159,9 @@ def environment(*, prefix: int = 0):
     'HF_HUB_OFFLINE': '1',
     'HF_DATASETS_DISABLE_PROGRESS_BARS': '1',
   }
+  # A small model keeps one core busy; two devices keep two.
+  devices = 2 if (os.cpu_count() or 1) > 1 else 1
+  preferred['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
   width = max(shutil.get_terminal_size((120, 24)).columns - prefix, 60)
   ours = {'PYTHONUNBUFFERED': '1', 'COLUMNS': str(width)}
   return preferred | os.environ | ours
