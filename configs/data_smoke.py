@@ -16,10 +16,9 @@ def get_config():
   c.cpu_seconds = 1.0
 
   # Each program is asked about twice: for its output and for its input.
-  c.programs = ConfigDict(
-      {'sft_train': 6000, 'rl_train': 1500, 'heldout': 200}
-  )
-  c.level = ConfigDict({
+  c.programs = ConfigDict({'sft_train': 6000, 'rl_train': 1500, 'heldout': 200})
+  c.level = ConfigDict(
+    {
       'types': {'str': 1, 'list': 1},
       'statements': {'1': 1, '2': 4},
       'hardest': 1,
@@ -28,7 +27,8 @@ def get_config():
       'letters': 13,
       'largest_int': 9,
       'lengths': (2, 4),
-  })
+    }
+  )
   c.longest_value = 24  # characters
   c.most_steps = 9
   c.largest_share = 0.03  # of one answer among all

@@ -22,11 +22,11 @@ def get_config():
   c.tokenizer = ''  # Empty: that of the model.
   c.model = 'runs/sft_7b/export'
   c.how = {
-      'model': 'python -m crjax.train --config=configs/sft_7b.py && '
-      'python -m crjax.export --workdir=runs/sft_7b --out=runs/sft_7b/export',
-      'tokenizer': '',
-      'data': 'python -m data_pipeline.build --config=configs/data_smoke.py '
-      '--config.out=runs/data_7b',
+    'model': 'python -m crjax.train --config=configs/sft_7b.py && '
+    'python -m crjax.export --workdir=runs/sft_7b --out=runs/sft_7b/export',
+    'tokenizer': '',
+    'data': 'python -m data_pipeline.build --config=configs/data_smoke.py '
+    '--config.out=runs/data_7b',
   }
 
   c.steps = 200

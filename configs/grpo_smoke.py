@@ -19,11 +19,11 @@ def get_config():
   c.tokenizer = ''  # Empty: that of the model.
   c.model = 'runs/smoke/sft/export'
   c.how = {
-      'model': 'python -m crjax.train --config=configs/sft_smoke.py && '
-      'python -m crjax.export --workdir=runs/smoke/sft '
-      '--out=runs/smoke/sft/export',
-      'tokenizer': '',
-      'data': 'python -m data_pipeline.build --config=configs/data_smoke.py',
+    'model': 'python -m crjax.train --config=configs/sft_smoke.py && '
+    'python -m crjax.export --workdir=runs/smoke/sft '
+    '--out=runs/smoke/sft/export',
+    'tokenizer': '',
+    'data': 'python -m data_pipeline.build --config=configs/data_smoke.py',
   }
 
   c.steps = 60

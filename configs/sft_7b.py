@@ -22,11 +22,11 @@ def get_config():
   c.model = 'checkpoints/Qwen2.5-7B-Instruct'
   c.shape = {}
   c.how = {
-      'model': 'hf download Qwen/Qwen2.5-7B-Instruct '
-      '--local-dir checkpoints/Qwen2.5-7B-Instruct   (15 GB)',
-      'tokenizer': '',
-      'data': 'python -m data_pipeline.build --config=configs/data_smoke.py '
-      '--config.out=runs/data_7b',
+    'model': 'hf download Qwen/Qwen2.5-7B-Instruct '
+    '--local-dir checkpoints/Qwen2.5-7B-Instruct   (15 GB)',
+    'tokenizer': '',
+    'data': 'python -m data_pipeline.build --config=configs/data_smoke.py '
+    '--config.out=runs/data_7b',
   }
 
   c.epochs = 2

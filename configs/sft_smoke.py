@@ -19,17 +19,17 @@ def get_config():
   c.tokenizer = 'runs/smoke/data/tokenizer'
   c.model = ''  # Empty: random weights of this shape.
   c.shape = {
-      'V': 512,
-      'L': 3,
-      'D': 128,
-      'F': 256,
-      'N': 4,
-      'K': 2,
-      'H': 32,
-      'rope_theta': 1e4,
-      'tied': True,
-      'qkv_bias': False,
-      'qk_norm': True,
+    'V': 512,
+    'L': 3,
+    'D': 128,
+    'F': 256,
+    'N': 4,
+    'K': 2,
+    'H': 32,
+    'rope_theta': 1e4,
+    'tied': True,
+    'qkv_bias': False,
+    'qk_norm': True,
   }
   build = 'python -m data_pipeline.build --config=configs/data_smoke.py'
   c.how = {'model': '', 'tokenizer': build, 'data': build}

@@ -32,9 +32,9 @@ def solved(rewards_QR):
   none = float(np.mean(right_Q == 0))
   every = float(np.mean((right_Q == count_Q) & (count_Q > 0)))
   return {
-      'groups/none': none,
-      'groups/mixed': 1 - none - every,
-      'groups/all': every,
+    'groups/none': none,
+    'groups/mixed': 1 - none - every,
+    'groups/all': every,
   }
 
 

@@ -37,7 +37,7 @@ def attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
   K = k_BKSH.shape[1]
   q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
   a_BKGTS = jnp.einsum(
-      'BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32
+    'BTKGH,BKSH->BKGTS', q_BTKGH, k_BKSH, preferred_element_type=jnp.float32
   )
   a_BKGTS = jnp.where(mask_BTS[:, None, None], a_BKGTS * H**-0.5, MASKED)
   p_BKGTS = jax.nn.softmax(a_BKGTS, axis=-1).astype(v_BKSH.dtype)

@@ -29,7 +29,7 @@ def save(manager, step: int, state, position: dict):
   if step in manager.all_steps():
     return
   args = ocp.args.Composite(
-      state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(position)
+    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(position)
   )
   manager.save(step, args=args)
 
@@ -44,16 +44,16 @@ def restore(manager, abstract_state):
   if step is None:
     return None
   args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract_state),
-      data=ocp.args.JsonRestore(),
+    state=ocp.args.StandardRestore(abstract_state),
+    data=ocp.args.JsonRestore(),
   )
   try:
     found = manager.restore(step, args=args)
   except (ValueError, KeyError) as error:
     raise ValueError(
-        f'{manager.directory}/{step} does not fit this config: {error}\n'
-        'Resume with the config the run started with (see config.json there) '
-        'or choose another --config.workdir'
+      f'{manager.directory}/{step} does not fit this config: {error}\n'
+      'Resume with the config the run started with (see config.json there) '
+      'or choose another --config.workdir'
     ) from error
   return found['state'], found['data']
 
@@ -66,8 +66,8 @@ def restore_params(workdir, step: int | None = None):
   path = pathlib.Path(workdir).absolute() / 'checkpoints'
   if not path.is_dir():
     raise FileNotFoundError(
-        f'{path} does not exist: --workdir must be the directory of a run of '
-        '`python -m crjax.train`'
+      f'{path} does not exist: --workdir must be the directory of a run of '
+      '`python -m crjax.train`'
     )
   with ocp.CheckpointManager(path) as manager:
     steps = sorted(manager.all_steps())
@@ -79,7 +79,7 @@ def restore_params(workdir, step: int | None = None):
     tree = reader.metadata(item).item_metadata.tree['params']
     numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
     args = ocp.args.PyTreeRestore(
-        {'params': tree}, restore_args={'params': numpy}, partial_restore=True
+      {'params': tree}, restore_args={'params': numpy}, partial_restore=True
     )
     return step, reader.restore(item, args)['params']
 

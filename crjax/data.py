@@ -36,8 +36,8 @@ class Batches:
   def __init__(self, rows, collate, *, batch: int, seed: int, source: str):
     if len(rows) < batch:
       raise ValueError(
-          f'{source} gives {len(rows)} rows that fit, fewer than a batch of '
-          f'{batch}; lower the batch or build more data'
+        f'{source} gives {len(rows)} rows that fit, fewer than a batch of '
+        f'{batch}; lower the batch or build more data'
       )
     self.rows = len(rows)
     self._collate = collate
@@ -60,16 +60,16 @@ class Batches:
 def examples(path, tok, *, batch, length, seed, pad_id) -> Batches:
   """Batches of Examples, `length` tokens wide; longer rows are left out."""
   encoded = [
-      tokenizer.encode_example(tok, row['messages'])
-      for row in read(path, {'id', 'messages'})
+    tokenizer.encode_example(tok, row['messages'])
+    for row in read(path, {'id', 'messages'})
   ]
   kept = _fitting(encoded, lambda row: len(row[0]), length, path)
 
   def collate(rows):
     ids, masks = zip(*rows, strict=True)
     return Examples(
-        np.stack([_right(row, length, pad_id) for row in ids]),
-        np.stack([_right(row, length, 0) for row in masks]).astype(bool),
+      np.stack([_right(row, length, pad_id) for row in ids]),
+      np.stack([_right(row, length, 0) for row in masks]).astype(bool),
     )
 
   return Batches(kept, collate, batch=batch, seed=seed, source=path)
@@ -78,8 +78,8 @@ def examples(path, tok, *, batch, length, seed, pad_id) -> Batches:
 def prompts(path, tok, *, questions, length, seed, pad_id) -> Batches:
   """Batches of Prompts, `length` tokens wide; longer rows are left out."""
   rows = [
-      (i, tokenizer.encode_prompt(tok, row['prompt']), task(row))
-      for i, row in enumerate(read(path, {'id', 'kind', 'prompt', 'verify'}))
+    (i, tokenizer.encode_prompt(tok, row['prompt']), task(row))
+    for i, row in enumerate(read(path, {'id', 'kind', 'prompt', 'verify'}))
   ]
   kept = _fitting(rows, lambda row: len(row[1]), length, path)
 
@@ -117,12 +117,12 @@ def read(path, fields: set):
   path = pathlib.Path(path)
   if not path.exists():
     raise FileNotFoundError(
-        f'{path} does not exist; build it with '
-        '`python -m data_pipeline.build --config=configs/data_smoke.py`'
+      f'{path} does not exist; build it with '
+      '`python -m data_pipeline.build --config=configs/data_smoke.py`'
     )
   make = {
-      '.parquet': datasets.Dataset.from_parquet,
-      '.jsonl': datasets.Dataset.from_json,
+    '.parquet': datasets.Dataset.from_parquet,
+    '.jsonl': datasets.Dataset.from_json,
   }
   if path.suffix not in make:
     raise ValueError(f'{path}: expected one of {sorted(make)} files')
@@ -132,8 +132,8 @@ def read(path, fields: set):
     raise ValueError(f'{path} is damaged: {error}; build it again') from error
   if missing := fields - set(rows.column_names):
     raise ValueError(
-        f'{path} lacks the fields {sorted(missing)}; it has '
-        f'{sorted(rows.column_names)}'
+      f'{path} lacks the fields {sorted(missing)}; it has '
+      f'{sorted(rows.column_names)}'
     )
   return rows.to_list()
 
@@ -142,13 +142,13 @@ def _fitting(rows, size, length, path):
   kept = [row for row in rows if size(row) <= length]
   if left_out := len(rows) - len(kept):
     print(
-        f'{path}: {left_out:,} of {len(rows):,} rows are longer than {length} '
-        'tokens and left out'
+      f'{path}: {left_out:,} of {len(rows):,} rows are longer than {length} '
+      'tokens and left out'
     )
   return kept
 
 
 def _right(row, length, fill):
   return np.pad(
-      np.asarray(row, np.int32), (0, length - len(row)), constant_values=fill
+    np.asarray(row, np.int32), (0, length - len(row)), constant_values=fill
   )

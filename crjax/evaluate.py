@@ -17,8 +17,7 @@ import pathlib
 import sys
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
@@ -43,10 +42,8 @@ def run(tasks, complete, pool, *, samples: int) -> list[dict]:
   `rollouts` completions a prompt; a prompt that does not fit gives None.
   """
   prompts = [
-      tokenizer.messages(
-          t['kind'], t['code'], t['entry'], t['args'], t['output']
-      )
-      for t in tasks
+    tokenizer.messages(t['kind'], t['code'], t['entry'], t['args'], t['output'])
+    for t in tasks
   ]
   rows = []
   for mode, temperature, n in (('greedy', 0.0, 1), ('sampled', 1.0, samples)):
@@ -56,29 +53,29 @@ def run(tasks, complete, pool, *, samples: int) -> list[dict]:
     _, infos = rewards.score(repeated, answers, truncated, pool)
     for i, info in enumerate(infos):
       rows.append(
-          {
-              'mode': mode,
-              'sample': i % n,
-              'text': texts[i],
-              'fits': texts[i] is not None,
-              'truncated': bool(truncated[i]),
-          }
-          | repeated[i]
-          | info
+        {
+          'mode': mode,
+          'sample': i % n,
+          'text': texts[i],
+          'fits': texts[i] is not None,
+          'truncated': bool(truncated[i]),
+        }
+        | repeated[i]
+        | info
       )
   return rows
 
 
 def make_complete(
-    cfg,
-    params,
-    tok,
-    mesh,
-    *,
-    batch: int,
-    prompt_length: int,
-    completion_length: int,
-    seed: int,
+  cfg,
+  params,
+  tok,
+  mesh,
+  *,
+  batch: int,
+  prompt_length: int,
+  completion_length: int,
+  seed: int,
 ):
   """`complete` for `run`, from the decode copy `params`.
 
@@ -86,11 +83,11 @@ def make_complete(
   together. Noise depends on the prompt's place in the data, not on batches.
   """
   make = functools.partial(
-      sampling.make,
-      cfg,
-      steps=completion_length,
-      stop_ids=tokenizer.stop_ids(tok),
-      pad_id=tok.pad_token_id,
+    sampling.make,
+    cfg,
+    steps=completion_length,
+    stop_ids=tokenizer.stop_ids(tok),
+    pad_id=tok.pad_token_id,
   )
 
   def complete(prompts, temperature, rollouts):
@@ -107,9 +104,7 @@ def make_complete(
       ids = fits[start : start + size]
       full = ids + ids[:1] * (size - len(ids))  # The last batch is filled up.
       width = min(-(-len(encoded[ids[-1]]) // WIDTH) * WIDTH, prompt_length)
-      rows = data.left_pad(
-          [encoded[i] for i in full], width, tok.pad_token_id
-      )
+      rows = data.left_pad([encoded[i] for i in full], width, tok.pad_token_id)
       rows = put(mesh, (*rows, np.array(full, np.int32)))
       rolled = gather(sample(params, *rows, jax.random.key(seed), *knobs))
       length_B = rolled.mask_BT.sum(1) - rolled.stopped_B
@@ -145,21 +140,21 @@ def _numbers(rows, seed):
   for row in judged:
     items[row['id']].append(row)
   mean = lambda field: np.array(
-      [np.mean([row[field] for row in item]) for item in items.values()]
+    [np.mean([row[field] for row in item]) for item in items.values()]
   )
   right = mean('right')
   samples = max((row['sample'] for row in rows), default=0) + 1
   single = samples == 1
   interval = wilson(right) if single else bootstrap(right, seed)
   return {
-      'strict': float(right.mean()) if len(right) else None,
-      'ci95': interval,
-      'typed': float(mean('typed').mean()) if len(right) else None,
-      'format_rate': float(mean('format_ok').mean()) if len(right) else None,
-      'truncated': float(mean('truncated').mean()) if len(right) else None,
-      'samples': samples,
-      'infra': len(rows) - len(judged),
-      'too_long': sum(not row['fits'] for row in rows),
+    'strict': float(right.mean()) if len(right) else None,
+    'ci95': interval,
+    'typed': float(mean('typed').mean()) if len(right) else None,
+    'format_rate': float(mean('format_ok').mean()) if len(right) else None,
+    'truncated': float(mean('truncated').mean()) if len(right) else None,
+    'samples': samples,
+    'infra': len(rows) - len(judged),
+    'too_long': sum(not row['fits'] for row in rows),
   }
 
 
@@ -208,11 +203,20 @@ def write(out, report, rows):
 def show(report):
   settings = report['settings']
   table = rich.table.Table(
-      title=f'{settings["model"]} on {settings["data"]}\nstrict accuracy, '
-      '95 % interval in brackets, percent'
+    title=f'{settings["model"]} on {settings["data"]}\nstrict accuracy, '
+    '95 % interval in brackets, percent'
   )
-  columns = ('kind', 'items', 'decoding', 'accuracy', 'typed', 'format',
-             'truncated', 'too long', 'infra')
+  columns = (
+    'kind',
+    'items',
+    'decoding',
+    'accuracy',
+    'typed',
+    'format',
+    'truncated',
+    'too long',
+    'infra',
+  )
   for name in columns:
     table.add_column(name, justify='right')
   percent = lambda x: '-' if x is None else f'{100 * x:.1f}'
@@ -222,15 +226,15 @@ def show(report):
       low, high = x['ci95'] or (None, None)
       label = mode if mode == 'greedy' else f'T=1, {x["samples"]} samples'
       table.add_row(
-          kind,
-          str(found['n']),
-          label,
-          f'{percent(x["strict"])} [{percent(low)}, {percent(high)}]',
-          percent(x['typed']),
-          percent(x['format_rate']),
-          percent(x['truncated']),
-          str(x['too_long']),
-          str(x['infra']),
+        kind,
+        str(found['n']),
+        label,
+        f'{percent(x["strict"])} [{percent(low)}, {percent(high)}]',
+        percent(x['typed']),
+        percent(x['format_rate']),
+        percent(x['truncated']),
+        str(x['too_long']),
+        str(x['infra']),
       )
   rich.console.Console().print(table)
 
@@ -238,9 +242,9 @@ def show(report):
 def _progress(done, total, temperature, rollouts, began):
   left = (time.monotonic() - began) / done * (total - done)
   print(
-      f'evaluate: {done} of {total} prompts, T={temperature:g}, {rollouts} '
-      f'completions each, about {left:.0f} s left',
-      flush=True,
+    f'evaluate: {done} of {total} prompts, T={temperature:g}, {rollouts} '
+    f'completions each, about {left:.0f} s left',
+    flush=True,
   )
 
 
@@ -261,14 +265,14 @@ def main(_):
   tasks, mesh = read_tasks(source), make_mesh(c.mesh)
   cfg, params = hf.load(f.model)
   complete = make_complete(
-      cfg,
-      sampling.make_decode_copy(cfg, mesh, DTYPES[c.dtype])(params),
-      tokenizer.load(f.model),
-      mesh,
-      batch=c.batch,
-      prompt_length=c.prompt_length,
-      completion_length=c.completion_length,
-      seed=c.seed,
+    cfg,
+    sampling.make_decode_copy(cfg, mesh, DTYPES[c.dtype])(params),
+    tokenizer.load(f.model),
+    mesh,
+    batch=c.batch,
+    prompt_length=c.prompt_length,
+    completion_length=c.completion_length,
+    seed=c.seed,
   )
   with jax.set_mesh(mesh), execution.Pool(c.workers) as pool:
     rows = run(tasks, complete, pool, samples=c.samples)

@@ -11,8 +11,7 @@ import pathlib
 import shutil
 import sys
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +20,8 @@ from crjax import checkpoint, hf, model, sampling, tokenizer
 
 CONTINUED = 16  # tokens of the greedy comparison
 PROBE = [
-    {'role': 'system', 'content': tokenizer.SYSTEM},
-    {'role': 'user', 'content': "def f(x):\n    return x + '!'"},
+  {'role': 'system', 'content': tokenizer.SYSTEM},
+  {'role': 'user', 'content': "def f(x):\n    return x + '!'"},
 ]
 
 
@@ -40,12 +39,10 @@ def export(workdir, out, *, step=None, dtype='float32') -> int:
   described = hf.read_json(workdir / 'config.json')['model']
   cfg = hf.config_from_hf(described)
   stored = jax.tree.map(
-      lambda x: x.astype(hf.DTYPES[dtype]).astype(np.float32), params
+    lambda x: x.astype(hf.DTYPES[dtype]).astype(np.float32), params
   )
   draft = out.with_name(f'{out.name}.draft')
-  hf.save(
-      draft, cfg, params, tokenizer_dir=workdir / 'tokenizer', dtype=dtype
-  )
+  hf.save(draft, cfg, params, tokenizer_dir=workdir / 'tokenizer', dtype=dtype)
   if difference := compare(draft, cfg, stored, workdir / 'tokenizer'):
     shutil.rmtree(draft)
     raise ValueError(f'{out} was not written: {difference}')
@@ -81,15 +78,15 @@ def probe(cfg, params, prompt):
   valid_BT = np.ones_like(tokens_BT, bool)
   x_BTD = model.forward(cfg, params, tokens_BT, valid_BT, dtype=jnp.float32)
   sample = sampling.make(
-      cfg, rollouts=1, steps=CONTINUED, stop_ids=(), pad_id=0
+    cfg, rollouts=1, steps=CONTINUED, stop_ids=(), pad_id=0
   )
   rolled = sample(
-      model.unstack(params, jnp.float32),
-      tokens_BT,
-      valid_BT,
-      np.zeros(1, np.int32),
-      jax.random.key(0),
-      0.0,
+    model.unstack(params, jnp.float32),
+    tokens_BT,
+    valid_BT,
+    np.zeros(1, np.int32),
+    jax.random.key(0),
+    0.0,
   )
   logits_BTV = model.logits(params, x_BTD)
   return np.asarray(logits_BTV[0]), np.asarray(rolled.tokens_BT[0])

@@ -13,8 +13,7 @@ import os
 import pathlib
 import sys
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +57,7 @@ def generate(cfg, params, lines, *, mesh, stop_ids, steps, batch, key, knobs):
   Noise is a function of (key, line number, position): not of the batch.
   """
   sample = sampling.make(
-      cfg, rollouts=1, steps=steps, stop_ids=stop_ids, pad_id=0
+    cfg, rollouts=1, steps=steps, stop_ids=stop_ids, pad_id=0
   )
   ids = [line['prompt_ids'] for line in lines]
   order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -70,8 +69,8 @@ def generate(cfg, params, lines, *, mesh, stop_ids, steps, batch, key, knobs):
     prompts = data.left_pad([ids[i] for i in full], width, 0)
     there = put(mesh, (*prompts, np.array(full, np.int32)))
     rolled = gather(sample(params, *there, key, *knobs))
-    for row, tokens, n in zip(rows, rolled.tokens_BT, rolled.mask_BT.sum(1)):
-      new[row] = tokens[:n].tolist()
+    for i, row in enumerate(rows):  # Not those that filled the batch up.
+      new[row] = rolled.tokens_BT[i][rolled.mask_BT[i]].tolist()
     print(f'generate: {start + len(rows)} of {len(ids)} prompts', flush=True)
   return new
 
@@ -121,15 +120,15 @@ def run(f):
   mesh = make_mesh((-1, 1, 1))
   with jax.set_mesh(mesh):
     new = generate(
-        cfg,
-        sampling.make_decode_copy(cfg, mesh, DTYPES[f.dtype])(params),
-        lines,
-        mesh=mesh,
-        stop_ids=end_ids(path),
-        steps=f.max_new_tokens,
-        batch=f.batch,
-        key=jax.random.key(f.seed),
-        knobs=(f.temperature, f.top_p, f.top_k),
+      cfg,
+      sampling.make_decode_copy(cfg, mesh, DTYPES[f.dtype])(params),
+      lines,
+      mesh=mesh,
+      stop_ids=end_ids(path),
+      steps=f.max_new_tokens,
+      batch=f.batch,
+      key=jax.random.key(f.seed),
+      knobs=(f.temperature, f.top_p, f.top_k),
     )
   for line, ids in zip(lines, new, strict=True):
     text = tok.decode(ids, skip_special_tokens=True) if tok else None

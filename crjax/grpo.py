@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 def run(
-    state, prompts, *, rollout, judge, advantage, batch, update, log, save, steps
+  state, prompts, *, rollout, judge, advantage, batch, update, log, save, steps
 ):
   """Trains to `steps` from wherever `state` and `prompts` stand.
 
@@ -56,24 +56,24 @@ def run(
     adv_QR = advantage(rewards_QR)
     state, metrics = update(state, batch(questions, rolled, adv_QR))
     metrics = gather(metrics) | summarize(rewards_QR, rolled, rows)
-    for row, adv in zip(rows, adv_QR.ravel()[[r['row'] for r in rows]]):
-      row['advantage'] = float(adv)
+    for row in rows:
+      row['advantage'] = float(adv_QR.ravel()[row['row']])
     log(step, metrics, tokens=int(rolled.mask_BT.sum()), rows=rows)
     save(step, state, prompts)
   return state
 
 
 def make_rollout(
-    cfg,
-    mesh,
-    *,
-    rollouts: int,
-    steps: int,
-    stop_ids,
-    pad_id: int,
-    dtype,
-    temperature: float,
-    waves: int,
+  cfg,
+  mesh,
+  *,
+  rollouts: int,
+  steps: int,
+  stop_ids,
+  pad_id: int,
+  dtype,
+  temperature: float,
+  waves: int,
 ):
   """(state, Prompts) -> Rollouts on the device, still being computed.
 
@@ -82,10 +82,10 @@ def make_rollout(
   """
   decode_copy = sampling.make_decode_copy(cfg, mesh, dtype)
   sample = sampling.make(
-      cfg, rollouts=rollouts, steps=steps, stop_ids=stop_ids, pad_id=pad_id
+    cfg, rollouts=rollouts, steps=steps, stop_ids=stop_ids, pad_id=pad_id
   )
   step_key = jax.jit(
-      lambda key, step: jax.random.fold_in(jax.random.wrap_key_data(key), step)
+    lambda key, step: jax.random.fold_in(jax.random.wrap_key_data(key), step)
   )
   knobs = [np.float32(temperature), np.float32(1.0), np.int32(0)]
 
@@ -93,9 +93,7 @@ def make_rollout(
     params = decode_copy(state['params'])
     key = step_key(state['key'], state['step'])
     scalars = [replicate(mesh, x) for x in knobs]
-    parts = zip(
-        *(np.split(x, waves) for x in questions[:3]), strict=True
-    )
+    parts = zip(*(np.split(x, waves) for x in questions[:3]), strict=True)
     return [sample(params, *put(mesh, part), key, *scalars) for part in parts]
 
   return rollout
@@ -121,13 +119,15 @@ def make_judge(tok, pool, *, rollouts: int):
       texts = tokenizer.decode(tok, part.tokens_BT, length_B)
       tasks_here = [tasks_B[i] for i in mine]
       rewards_B[mine], infos = rewards.score(
-          tasks_here, texts, ~part.stopped_B, pool
+        tasks_here, texts, ~part.stopped_B, pool
       )
       rows += [
-          {'row': i, 'reward': float(rewards_B[i]), 'text': text} | task | info
-          for i, text, task, info in zip(mine, texts, tasks_here, infos)
+        {'row': i, 'reward': float(rewards_B[i]), 'text': text} | task | info
+        for i, text, task, info in zip(
+          mine, texts, tasks_here, infos, strict=True
+        )
       ]
-    rolled = sampling.Rollout(*map(np.concatenate, zip(*done)))
+    rolled = sampling.Rollout(*map(np.concatenate, zip(*done, strict=True)))
     rewards_QR = sum_over_processes(rewards_B).reshape(-1, rollouts)
     return rolled, rewards_QR, rows
 
@@ -147,13 +147,13 @@ def make_batch(questions, rolled, adv_QR, *, multiple: int = 1) -> Batch:
   cut = lambda x_BT: x_BT[:, :C]
   mask_BC, logp_BC = cut(rolled.mask_BT), cut(rolled.logp_BT)
   return Batch(
-      tokens_BT=np.hstack([repeat(prompt_QP), cut(rolled.tokens_BT)]),
-      valid_BT=np.hstack([repeat(mask_QP), mask_BC]),
-      mask_BC=mask_BC,
-      logp_BC=logp_BC,
-      old_logp_BC=np.zeros_like(logp_BC),
-      ref_logp_BC=np.zeros_like(logp_BC),
-      adv_B=adv_QR.ravel(),
+    tokens_BT=np.hstack([repeat(prompt_QP), cut(rolled.tokens_BT)]),
+    valid_BT=np.hstack([repeat(mask_QP), mask_BC]),
+    mask_BC=mask_BC,
+    logp_BC=logp_BC,
+    old_logp_BC=np.zeros_like(logp_BC),
+    ref_logp_BC=np.zeros_like(logp_BC),
+    adv_B=adv_QR.ravel(),
   )
 
 
@@ -164,20 +164,20 @@ def _width(used_T, multiple):
 
 
 def make_update(
-    cfg,
-    optimizer,
-    rate,
-    mesh,
-    *,
-    reference,
-    minibatches: int,
-    micro: int,
-    temperature: float,
-    clip: tuple[float, float],
-    band: tuple[float, float],
-    kl_coef: float,
-    dtype,
-    remat: str,
+  cfg,
+  optimizer,
+  rate,
+  mesh,
+  *,
+  reference,
+  minibatches: int,
+  micro: int,
+  temperature: float,
+  clip: tuple[float, float],
+  band: tuple[float, float],
+  kl_coef: float,
+  dtype,
+  remat: str,
 ):
   """(state, Batch on the host) -> (state, metrics); the state is donated.
 
@@ -188,14 +188,14 @@ def make_update(
 
   def score(params, batch):
     return model.score(
-        cfg,
-        params,
-        batch.tokens_BT,
-        batch.valid_BT,
-        start=batch.tokens_BT.shape[1] - batch.mask_BC.shape[1],
-        temperature=temperature,
-        dtype=dtype,
-        remat=remat,
+      cfg,
+      params,
+      batch.tokens_BT,
+      batch.valid_BT,
+      start=batch.tokens_BT.shape[1] - batch.mask_BC.shape[1],
+      temperature=temperature,
+      dtype=dtype,
+      remat=remat,
     )
 
   def frozen_logp(params, batch):
@@ -209,15 +209,15 @@ def make_update(
     frozen_BC = jax.lax.stop_gradient(logp_BC)
     old_BC = frozen_BC if minibatches == 1 else part.old_logp_BC
     total, sums = losses.policy_gradient(
-        logp_BC,
-        old_BC,
-        part.logp_BC,
-        part.ref_logp_BC,
-        part.adv_B,
-        part.mask_BC,
-        clip=clip,
-        band=band,
-        kl_coef=kl_coef,
+      logp_BC,
+      old_BC,
+      part.logp_BC,
+      part.ref_logp_BC,
+      part.adv_B,
+      part.mask_BC,
+      clip=clip,
+      band=band,
+      kl_coef=kl_coef,
     )
     entropy = losses.masked_sum(entropy_BC, part.mask_BC)
     return total, sums | {'loss': total, 'entropy': entropy}
@@ -251,16 +251,16 @@ def summarize(rewards_QR, rolled, rows):
   mean = lambda values: float(np.nanmean(values)) if len(values) else 0.0
   kinds = {row['kind'] for row in rows}
   return {
-      'reward': mean(rewards_QR[~np.isnan(rewards_QR)]),
-      'infra': float(np.isnan(rewards_QR).mean()),
-      'format_rate': mean([row['format_ok'] for row in rows]),
-      'completion/length': float(length_B.mean()),
-      'completion/truncated': float((~rolled.stopped_B).mean()),
-      **solved(rewards_QR),
-      **{
-          f'reward/{kind}': mean(
-              [row['reward'] for row in rows if row['kind'] == kind]
-          )
-          for kind in sorted(kinds)
-      },
+    'reward': mean(rewards_QR[~np.isnan(rewards_QR)]),
+    'infra': float(np.isnan(rewards_QR).mean()),
+    'format_rate': mean([row['format_ok'] for row in rows]),
+    'completion/length': float(length_B.mean()),
+    'completion/truncated': float((~rolled.stopped_B).mean()),
+    **solved(rewards_QR),
+    **{
+      f'reward/{kind}': mean(
+        [row['reward'] for row in rows if row['kind'] == kind]
+      )
+      for kind in sorted(kinds)
+    },
   }

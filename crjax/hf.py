@@ -18,38 +18,38 @@ from crjax.model import Config
 # Ours -> (theirs, 'their axes -> our axes'). `{}` is the layer.
 LAYER = 'model.layers.{}.'
 TABLE = {
-    'embed_VD': ('model.embed_tokens.weight', 'V D -> V D'),
-    'lm_head_VD': ('lm_head.weight', 'V D -> V D'),
-    'final_norm/scale': ('model.norm.weight', 'D -> D'),
-    'layers/pre_attn/scale': (LAYER + 'input_layernorm.weight', 'D -> D'),
-    'layers/pre_mlp/scale': (
-        LAYER + 'post_attention_layernorm.weight',
-        'D -> D',
-    ),
-    'layers/attn/q_DNH': (
-        LAYER + 'self_attn.q_proj.weight',
-        '(N H) D -> D N H',
-    ),
-    'layers/attn/k_DKH': (
-        LAYER + 'self_attn.k_proj.weight',
-        '(K H) D -> D K H',
-    ),
-    'layers/attn/v_DKH': (
-        LAYER + 'self_attn.v_proj.weight',
-        '(K H) D -> D K H',
-    ),
-    'layers/attn/o_NHD': (
-        LAYER + 'self_attn.o_proj.weight',
-        'D (N H) -> N H D',
-    ),
-    'layers/attn/qb_NH': (LAYER + 'self_attn.q_proj.bias', '(N H) -> N H'),
-    'layers/attn/kb_KH': (LAYER + 'self_attn.k_proj.bias', '(K H) -> K H'),
-    'layers/attn/vb_KH': (LAYER + 'self_attn.v_proj.bias', '(K H) -> K H'),
-    'layers/attn/q_norm/scale': (LAYER + 'self_attn.q_norm.weight', 'H -> H'),
-    'layers/attn/k_norm/scale': (LAYER + 'self_attn.k_norm.weight', 'H -> H'),
-    'layers/mlp/gate_DF': (LAYER + 'mlp.gate_proj.weight', 'F D -> D F'),
-    'layers/mlp/up_DF': (LAYER + 'mlp.up_proj.weight', 'F D -> D F'),
-    'layers/mlp/down_FD': (LAYER + 'mlp.down_proj.weight', 'D F -> F D'),
+  'embed_VD': ('model.embed_tokens.weight', 'V D -> V D'),
+  'lm_head_VD': ('lm_head.weight', 'V D -> V D'),
+  'final_norm/scale': ('model.norm.weight', 'D -> D'),
+  'layers/pre_attn/scale': (LAYER + 'input_layernorm.weight', 'D -> D'),
+  'layers/pre_mlp/scale': (
+    LAYER + 'post_attention_layernorm.weight',
+    'D -> D',
+  ),
+  'layers/attn/q_DNH': (
+    LAYER + 'self_attn.q_proj.weight',
+    '(N H) D -> D N H',
+  ),
+  'layers/attn/k_DKH': (
+    LAYER + 'self_attn.k_proj.weight',
+    '(K H) D -> D K H',
+  ),
+  'layers/attn/v_DKH': (
+    LAYER + 'self_attn.v_proj.weight',
+    '(K H) D -> D K H',
+  ),
+  'layers/attn/o_NHD': (
+    LAYER + 'self_attn.o_proj.weight',
+    'D (N H) -> N H D',
+  ),
+  'layers/attn/qb_NH': (LAYER + 'self_attn.q_proj.bias', '(N H) -> N H'),
+  'layers/attn/kb_KH': (LAYER + 'self_attn.k_proj.bias', '(K H) -> K H'),
+  'layers/attn/vb_KH': (LAYER + 'self_attn.v_proj.bias', '(K H) -> K H'),
+  'layers/attn/q_norm/scale': (LAYER + 'self_attn.q_norm.weight', 'H -> H'),
+  'layers/attn/k_norm/scale': (LAYER + 'self_attn.k_norm.weight', 'H -> H'),
+  'layers/mlp/gate_DF': (LAYER + 'mlp.gate_proj.weight', 'F D -> D F'),
+  'layers/mlp/up_DF': (LAYER + 'mlp.up_proj.weight', 'F D -> D F'),
+  'layers/mlp/down_FD': (LAYER + 'mlp.down_proj.weight', 'D F -> F D'),
 }
 DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 SHARD_BYTES = 5 << 30
@@ -63,19 +63,19 @@ def config_from_hf(hf: dict) -> Config:
   kind = hf.get('model_type')
   if kind not in ('qwen2', 'qwen3'):
     raise ValueError(
-        f'model_type {kind!r} is not supported; have qwen2 (Qwen2, Qwen2.5) '
-        'and qwen3 (dense)'
+      f'model_type {kind!r} is not supported; have qwen2 (Qwen2, Qwen2.5) '
+      'and qwen3 (dense)'
     )
   # Transformers 5 moved the rotary fields into `rope_parameters`.
   rope = hf.get('rope_parameters') or {}
   rope = rope | (hf.get('rope_scaling') or {})
   refused = {
-      'rope_scaling': rope.get('rope_type', rope.get('type', 'default'))
-      != 'default',
-      'use_sliding_window': bool(hf.get('use_sliding_window')),
-      'quantization_config': bool(hf.get('quantization_config')),
-      'hidden_act': hf.get('hidden_act', 'silu') != 'silu',
-      'attention_bias': kind == 'qwen3' and bool(hf.get('attention_bias')),
+    'rope_scaling': rope.get('rope_type', rope.get('type', 'default'))
+    != 'default',
+    'use_sliding_window': bool(hf.get('use_sliding_window')),
+    'quantization_config': bool(hf.get('quantization_config')),
+    'hidden_act': hf.get('hidden_act', 'silu') != 'silu',
+    'attention_bias': kind == 'qwen3' and bool(hf.get('attention_bias')),
   }
   for field, bad in refused.items():
     if bad:
@@ -83,18 +83,18 @@ def config_from_hf(hf: dict) -> Config:
   try:
     D, N = hf['hidden_size'], hf['num_attention_heads']
     return Config(
-        V=hf['vocab_size'],
-        L=hf['num_hidden_layers'],
-        D=D,
-        F=hf['intermediate_size'],
-        N=N,
-        K=hf['num_key_value_heads'],
-        H=hf.get('head_dim') or (D // N if kind == 'qwen2' else 128),
-        rope_theta=float(rope.get('rope_theta', hf.get('rope_theta', 1e4))),
-        norm_eps=hf.get('rms_norm_eps', 1e-6),
-        qkv_bias=kind == 'qwen2',
-        qk_norm=kind == 'qwen3',
-        tied=hf.get('tie_word_embeddings', False),
+      V=hf['vocab_size'],
+      L=hf['num_hidden_layers'],
+      D=D,
+      F=hf['intermediate_size'],
+      N=N,
+      K=hf['num_key_value_heads'],
+      H=hf.get('head_dim') or (D // N if kind == 'qwen2' else 128),
+      rope_theta=float(rope.get('rope_theta', hf.get('rope_theta', 1e4))),
+      norm_eps=hf.get('rms_norm_eps', 1e-6),
+      qkv_bias=kind == 'qwen2',
+      qk_norm=kind == 'qwen3',
+      tied=hf.get('tie_word_embeddings', False),
     )
   except KeyError as error:
     raise ValueError(f'config.json lacks {error}') from error
@@ -106,28 +106,28 @@ def config_to_hf(cfg: Config) -> dict:
   kind = kinds.get((cfg.qkv_bias, cfg.qk_norm))
   if kind is None:
     raise ValueError(
-        f'qkv_bias={cfg.qkv_bias} with qk_norm={cfg.qk_norm} is neither Qwen2 '
-        'nor Qwen3 and has no Hugging Face form'
+      f'qkv_bias={cfg.qkv_bias} with qk_norm={cfg.qk_norm} is neither Qwen2 '
+      'nor Qwen3 and has no Hugging Face form'
     )
   return {
-      'architectures': [f'{kind.capitalize()}ForCausalLM'],
-      'model_type': kind,
-      'vocab_size': cfg.V,
-      'num_hidden_layers': cfg.L,
-      'hidden_size': cfg.D,
-      'intermediate_size': cfg.F,
-      'num_attention_heads': cfg.N,
-      'num_key_value_heads': cfg.K,
-      'head_dim': cfg.H,
-      'hidden_act': 'silu',
-      'rope_theta': cfg.rope_theta,
-      'rms_norm_eps': cfg.norm_eps,
-      'tie_word_embeddings': cfg.tied,
-      'max_position_embeddings': 32768,
-      'use_sliding_window': False,
-      'attention_dropout': 0.0,
-      'initializer_range': 0.02,
-      'use_cache': True,
+    'architectures': [f'{kind.capitalize()}ForCausalLM'],
+    'model_type': kind,
+    'vocab_size': cfg.V,
+    'num_hidden_layers': cfg.L,
+    'hidden_size': cfg.D,
+    'intermediate_size': cfg.F,
+    'num_attention_heads': cfg.N,
+    'num_key_value_heads': cfg.K,
+    'head_dim': cfg.H,
+    'hidden_act': 'silu',
+    'rope_theta': cfg.rope_theta,
+    'rms_norm_eps': cfg.norm_eps,
+    'tie_word_embeddings': cfg.tied,
+    'max_position_embeddings': 32768,
+    'use_sliding_window': False,
+    'attention_dropout': 0.0,
+    'initializer_range': 0.02,
+    'use_cache': True,
   } | ({'attention_bias': False} if kind == 'qwen3' else {})
 
 
@@ -140,7 +140,7 @@ def load(path):
   cfg = config_from_hf(read_json(path / 'config.json'))
   files = tensor_files(path)
   expected = {
-      name for ours in table(cfg) for name in names(TABLE[ours][0], cfg.L)
+    name for ours in table(cfg) for name in names(TABLE[ours][0], cfg.L)
   }
   if missing := sorted(expected - files.keys()):
     raise ValueError(f'{path} lacks {len(missing)} tensors: {missing[:5]}')
@@ -205,13 +205,14 @@ def to_hf(cfg, params, dtype):
 def table(cfg) -> list[str]:
   """The rows of TABLE that a config has."""
   absent = [
-      (cfg.tied, 'lm_head_VD'),
-      (not cfg.qkv_bias, 'b_'),
-      (not cfg.qk_norm, '_norm/scale'),
+    (cfg.tied, 'lm_head_VD'),
+    (not cfg.qkv_bias, 'b_'),
+    (not cfg.qk_norm, '_norm/scale'),
   ]
-  has = lambda ours: not any(
-      off and part in ours.removeprefix('final_norm/')
-      for off, part in absent
+  has = lambda ours: (
+    not any(
+      off and part in ours.removeprefix('final_norm/') for off, part in absent
+    )
   )
   return [ours for ours in TABLE if has(ours)]
 
@@ -237,9 +238,9 @@ def token_ids(tokenizer_dir) -> dict:
   """The bos, eos and pad ids that generation needs, from the tokenizer."""
   tok = tokenizer.load(tokenizer_dir)
   ids = {
-      'bos_token_id': tok.bos_token_id,
-      'eos_token_id': tok.eos_token_id,
-      'pad_token_id': tok.pad_token_id,
+    'bos_token_id': tok.bos_token_id,
+    'eos_token_id': tok.eos_token_id,
+    'pad_token_id': tok.pad_token_id,
   }
   return {k: v for k, v in ids.items() if v is not None}
 
@@ -250,7 +251,7 @@ def read_json(path) -> dict:
     return json.loads(pathlib.Path(path).read_text())
   except FileNotFoundError as error:
     raise FileNotFoundError(
-        f'{path} does not exist: not a Hugging Face model directory'
+      f'{path} does not exist: not a Hugging Face model directory'
     ) from error
   except ValueError as error:
     raise ValueError(f'{path} is not JSON: {error}') from error
@@ -281,7 +282,7 @@ def _read(ours, cfg, files):
     layers = [einops.rearrange(w, axes, **sizes) for w in layers]
   except einops.EinopsError as error:
     raise ValueError(
-        f'{theirs}: shape {layers[0].shape} does not fit {axes!r} with {sizes}'
+      f'{theirs}: shape {layers[0].shape} does not fit {axes!r} with {sizes}'
     ) from error
   layers = [w.astype(np.float32) for w in layers]
   return np.stack(layers) if '{}' in theirs else layers[0]
@@ -315,25 +316,25 @@ def _write_tensors(directory, tensors):
     shards[-1][name] = w
     size += w.nbytes
   files = (
-      ['model.safetensors']
-      if len(shards) == 1
-      else [
-          f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
-          for i in range(len(shards))
-      ]
+    ['model.safetensors']
+    if len(shards) == 1
+    else [
+      f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
+      for i in range(len(shards))
+    ]
   )
   for file, shard in zip(files, shards, strict=True):
     safetensors.numpy.save_file(shard, directory / file, {'format': 'pt'})
   if len(shards) > 1:
     total = sum(w.nbytes for shard in shards for w in shard.values())
     _write_json(
-        directory / 'model.safetensors.index.json',
-        {
-            'metadata': {'total_size': total},
-            'weight_map': {
-                name: file
-                for file, shard in zip(files, shards, strict=True)
-                for name in shard
-            },
+      directory / 'model.safetensors.index.json',
+      {
+        'metadata': {'total_size': total},
+        'weight_map': {
+          name: file
+          for file, shard in zip(files, shards, strict=True)
+          for name in shard
         },
+      },
     )

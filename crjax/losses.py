@@ -46,16 +46,16 @@ def icepop(old_logp_BT, roll_logp_BT, low: float, high: float):
 
 
 def policy_gradient(
-    logp_BT,
-    old_logp_BT,
-    roll_logp_BT,
-    ref_logp_BT,
-    adv_B,
-    mask_BT,
-    *,
-    clip: tuple[float, float],
-    band: tuple[float, float],
-    kl_coef: float,
+  logp_BT,
+  old_logp_BT,
+  roll_logp_BT,
+  ref_logp_BT,
+  adv_B,
+  mask_BT,
+  *,
+  clip: tuple[float, float],
+  band: tuple[float, float],
+  kl_coef: float,
 ):
   """Clipped GRPO objective (PPO-clip, clip-higher of DAPO), summed over tokens.
 
@@ -85,9 +85,9 @@ def policy_gradient(
     loss += kl_coef * kl
   drift_BT = old_logp_BT - roll_logp_BT
   return loss, {
-      'kl_ref': kl,
-      'clip_low': masked_sum((ratio_BT < 1.0 - clip[0]) & (adv_BT < 0), mask_BT),
-      'clip_high': masked_sum((ratio_BT > 1.0 + clip[1]) & (adv_BT > 0), mask_BT),
-      'icepop_dropped': masked_sum(weight_BT == 0.0, mask_BT),
-      'sampler_gap': masked_sum(jnp.abs(drift_BT), mask_BT),
+    'kl_ref': kl,
+    'clip_low': masked_sum((ratio_BT < 1.0 - clip[0]) & (adv_BT < 0), mask_BT),
+    'clip_high': masked_sum((ratio_BT > 1.0 + clip[1]) & (adv_BT > 0), mask_BT),
+    'icepop_dropped': masked_sum(weight_BT == 0.0, mask_BT),
+    'sampler_gap': masked_sum(jnp.abs(drift_BT), mask_BT),
   }

@@ -47,9 +47,9 @@ class Config:
 
 
 REMAT = {
-    'none': None,
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'none': None,
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -62,7 +62,7 @@ ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
 
 
 def weight(module, name, shape, dtype, init):
-  """A parameter cast first and gathered over `fsdp` second: bf16 on the wire."""
+  """A parameter, cast before it is gathered over `fsdp`: bf16 on the wire."""
   w = module.param(name, init, shape).astype(dtype)
   return shard(w, suffix(name))
 
@@ -94,9 +94,9 @@ class Attention(nn.Module):
       return y_BTNH
 
     q_BTNH, k_BTKH, v_BTKH = (
-        project('q', 'N', N),
-        project('k', 'K', K),
-        project('v', 'K', K),
+      project('q', 'N', N),
+      project('k', 'K', K),
+      project('v', 'K', K),
     )
     if c.qk_norm:
       q_BTNH = RMSNorm(c.norm_eps, name='q_norm')(q_BTNH)
@@ -106,11 +106,11 @@ class Attention(nn.Module):
     v_BKSH = v_BTKH.swapaxes(1, 2)
     if cache is not None:  # The new tokens take their slots; attend to all.
       k_BKSH, v_BKSH = cache = jax.tree.map(
-          lambda old, new: jax.lax.dynamic_update_slice(
-              old, new, (0, 0, slot, 0)
-          ),
-          cache,
-          (k_BKSH, v_BKSH),
+        lambda old, new: jax.lax.dynamic_update_slice(
+          old, new, (0, 0, slot, 0)
+        ),
+        cache,
+        (k_BKSH, v_BKSH),
       )
     y_BTNH = attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
     o_NHD = weight(self, 'o_NHD', (N, H, D), dt, normal(2 * c.L * N * H))
@@ -138,7 +138,7 @@ class Block(nn.Module):
     eps = self.cfg.norm_eps
     h_BTD = RMSNorm(eps, name='pre_attn')(x_BTD)
     y_BTD, cache = Attention(self.cfg, name='attn')(
-        h_BTD, pos_BT, mask_BTS, cache, slot
+      h_BTD, pos_BT, mask_BTS, cache, slot
     )
     x_BTD += y_BTD
     x_BTD += Mlp(self.cfg, name='mlp')(RMSNorm(eps, name='pre_mlp')(x_BTD))
@@ -161,11 +161,11 @@ class Qwen(nn.Module):
     if REMAT[self.remat] is not None:
       block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
     layers = nn.scan(
-        block,
-        length=c.L,
-        variable_axes={'params': 0},
-        split_rngs={'params': True},
-        in_axes=(nn.broadcast, nn.broadcast),
+      block,
+      length=c.L,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(nn.broadcast, nn.broadcast),
     )
     x_BTD, _ = layers(c, name='layers')(x_BTD, pos_BT, mask_BTS)
     return RMSNorm(c.norm_eps, name='final_norm')(x_BTD)
@@ -191,7 +191,7 @@ def forward(cfg, params, tokens_BT, valid_BT, *, dtype, remat='none'):
   """hidden_BTD after the final norm; rows may be padded on either side."""
   mask_BTS = visible(jnp.arange(tokens_BT.shape[1]), valid_BT)
   return Qwen(cfg, dtype, remat).apply(
-      {'params': params}, tokens_BT, positions(valid_BT), mask_BTS
+    {'params': params}, tokens_BT, positions(valid_BT), mask_BTS
   )
 
 
@@ -199,25 +199,25 @@ def logits(params, x_BTD):
   """Float32 logits_BTV of hidden states, padded vocabulary rows included."""
   w_VD = params.get('lm_head_VD', params['embed_VD']).astype(x_BTD.dtype)
   z_BTV = jnp.einsum(
-      'BTD,VD->BTV',
-      x_BTD,
-      shard(w_VD, 'VD'),
-      preferred_element_type=jnp.float32,
+    'BTD,VD->BTV',
+    x_BTD,
+    shard(w_VD, 'VD'),
+    preferred_element_type=jnp.float32,
   )
   return shard(z_BTV, 'BTV')
 
 
 def score(
-    cfg,
-    params,
-    tokens_BT,
-    valid_BT,
-    *,
-    start: int = 1,
-    temperature=1.0,
-    dtype,
-    remat='none',
-    chunk: int = 1024,
+  cfg,
+  params,
+  tokens_BT,
+  valid_BT,
+  *,
+  start: int = 1,
+  temperature=1.0,
+  dtype,
+  remat='none',
+  chunk: int = 1024,
 ):
   """Log-probs and entropies (nats) of tokens start..T-1, each given its past.
 
@@ -243,10 +243,10 @@ def score(
     return jnp.moveaxis(a, 1, 0)
 
   parts = jax.lax.map(
-      lambda xs: jax.checkpoint(part)(*xs), (split(x_BTD), split(targets_BT))
+    lambda xs: jax.checkpoint(part)(*xs), (split(x_BTD), split(targets_BT))
   )
   return jax.tree.map(
-      lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)[:, :T], parts
+    lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)[:, :T], parts
   )
 
 
@@ -256,7 +256,7 @@ def unstack(params, dtype):
   Decoding by a scan over stacked weights copies every weight at every token.
   """
   params = jax.tree.map_with_path(
-      lambda path, x: x.astype(dtype) if suffix(path[-1].key) else x, params
+    lambda path, x: x.astype(dtype) if suffix(path[-1].key) else x, params
   )
   L = params['layers']['pre_attn']['scale'].shape[0]
   layer = lambda i: jax.tree.map(lambda x: x[i], params['layers'])
@@ -279,7 +279,7 @@ def decode(cfg, params, tokens_BT, pos_BT, valid_BS, cache, slot):
   block, written = Block(cfg), []
   for layer, kv in zip(params['layers'], cache, strict=True):
     x_BTD, kv = block.apply(
-        {'params': layer}, x_BTD, pos_BT, mask_BTS, kv, slot
+      {'params': layer}, x_BTD, pos_BT, mask_BTS, kv, slot
     )
     written.append(kv)
   norm = RMSNorm(cfg.norm_eps)

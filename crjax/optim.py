@@ -11,9 +11,9 @@ import optax
 import optax.contrib
 
 SCHEDULES = {
-    'constant': lambda lr, steps: optax.constant_schedule(lr),
-    'cosine': lambda lr, steps: optax.cosine_decay_schedule(lr, steps, 0.1),
-    'linear': lambda lr, steps: optax.linear_schedule(lr, 0.1 * lr, steps),
+  'constant': lambda lr, steps: optax.constant_schedule(lr),
+  'cosine': lambda lr, steps: optax.cosine_decay_schedule(lr, steps, 0.1),
+  'linear': lambda lr, steps: optax.linear_schedule(lr, 0.1 * lr, steps),
 }
 
 
@@ -69,13 +69,13 @@ def muon(rate, b1, b2, weight_decay):
   learning rate serves both.
   """
   return optax.contrib.muon(
-      rate,
-      adam_b1=b1,
-      adam_b2=b2,
-      weight_decay=weight_decay,
-      weight_decay_mask=decayed,
-      muon_weight_dimension_numbers=matrices,
-      consistent_rms=0.2,
+    rate,
+    adam_b1=b1,
+    adam_b2=b2,
+    weight_decay=weight_decay,
+    weight_decay_mask=decayed,
+    muon_weight_dimension_numbers=matrices,
+    consistent_rms=0.2,
   )
 
 
@@ -93,10 +93,10 @@ def make(name, rate, *, betas, weight_decay: float, max_norm: float):
 def init_state(optimizer, params, seed: int):
   """The training state at step 0 around existing parameters."""
   return {
-      'step': jnp.zeros((), jnp.int32),
-      'key': jax.random.key_data(jax.random.key(seed)),
-      'params': params,
-      'opt': optimizer.init(params),
+    'step': jnp.zeros((), jnp.int32),
+    'key': jax.random.key_data(jax.random.key(seed)),
+    'params': params,
+    'opt': optimizer.init(params),
   }
 
 
@@ -127,8 +127,8 @@ def accumulate(loss, params, batch, micro: int):
   shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
   add = lambda total, part: (
-      jax.tree.map(jnp.add, total, grad(params, part)),
-      None,
+    jax.tree.map(jnp.add, total, grad(params, part)),
+    None,
   )
   return jax.lax.scan(add, zeros, parts)[0]
 

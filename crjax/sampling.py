@@ -44,32 +44,32 @@ def make(cfg, *, rollouts: int, steps: int, stop_ids, pad_id: int):
   and three scalars; temperature 0 is greedy, top_p 1 and top_k 0 are off.
   """
   return jax.jit(
-      functools.partial(
-          sample,
-          cfg,
-          rollouts=rollouts,
-          steps=steps,
-          stop_ids=tuple(stop_ids),
-          pad_id=pad_id,
-      )
+    functools.partial(
+      sample,
+      cfg,
+      rollouts=rollouts,
+      steps=steps,
+      stop_ids=tuple(stop_ids),
+      pad_id=pad_id,
+    )
   )
 
 
 def sample(
-    cfg,
-    params,
-    tokens_QP,
-    mask_QP,
-    ids_Q,
-    key,
-    temperature=1.0,
-    top_p=1.0,
-    top_k=0,
-    *,
-    rollouts,
-    steps,
-    stop_ids,
-    pad_id,
+  cfg,
+  params,
+  tokens_QP,
+  mask_QP,
+  ids_Q,
+  key,
+  temperature=1.0,
+  top_p=1.0,
+  top_k=0,
+  *,
+  rollouts,
+  steps,
+  stop_ids,
+  pad_id,
 ):
   """See `make`; `params` is the decode copy of `model.unstack`."""
   Q, P = tokens_QP.shape
@@ -79,7 +79,7 @@ def sample(
   repeat = lambda x: shard_rows(jnp.repeat(x, rollouts, axis=0))
   keys_B = row_keys(key, ids_Q, rollouts)
   valid_BS = repeat(
-      jnp.pad(mask_QP, ((0, 0), (0, steps)), constant_values=True)
+    jnp.pad(mask_QP, ((0, 0), (0, steps)), constant_values=True)
   )
   last_B = repeat(mask_QP.sum(1) - 1)
 
@@ -92,40 +92,38 @@ def sample(
     token_B = jnp.where(live_B, token_B, pad_id)
     stop_B = jnp.isin(token_B, jnp.asarray(stop_ids, jnp.int32)) & live_B
     x_BTD, cache = model.decode(
-        cfg,
-        params,
-        token_B[:, None],
-        (last_B + 1 + i)[:, None],
-        valid_BS[:, :S],
-        state['cache'],
-        P + i,
+      cfg,
+      params,
+      token_B[:, None],
+      (last_B + 1 + i)[:, None],
+      valid_BS[:, :S],
+      state['cache'],
+      P + i,
     )
     return {
-        'i': i + 1,
-        'x_BD': x_BTD[:, 0],
-        'cache': cache,
-        'tokens_BT': state['tokens_BT'].at[:, i].set(token_B),
-        'logp_BT': state['logp_BT'].at[:, i].set(live_B * logp_B),
-        'mask_BT': state['mask_BT'].at[:, i].set(live_B),
-        'stopped_B': state['stopped_B'] | stop_B,
+      'i': i + 1,
+      'x_BD': x_BTD[:, 0],
+      'cache': cache,
+      'tokens_BT': state['tokens_BT'].at[:, i].set(token_B),
+      'logp_BT': state['logp_BT'].at[:, i].set(live_B * logp_B),
+      'mask_BT': state['mask_BT'].at[:, i].set(live_B),
+      'stopped_B': state['stopped_B'] | stop_B,
     }
 
   state = {
-      'i': jnp.zeros((), jnp.int32),
-      'x_BD': repeat(x_QD),
-      'cache': jax.tree.map(repeat, cache),
-      'tokens_BT': jnp.full((B, steps), pad_id, jnp.int32),
-      'logp_BT': jnp.zeros((B, steps), jnp.float32),
-      'mask_BT': jnp.zeros((B, steps), bool),
-      'stopped_B': jnp.zeros((B,), bool),
+    'i': jnp.zeros((), jnp.int32),
+    'x_BD': repeat(x_QD),
+    'cache': jax.tree.map(repeat, cache),
+    'tokens_BT': jnp.full((B, steps), pad_id, jnp.int32),
+    'logp_BT': jnp.zeros((B, steps), jnp.float32),
+    'mask_BT': jnp.zeros((B, steps), bool),
+    'stopped_B': jnp.zeros((B,), bool),
   }
   for end in ends(steps):  # The cache doubles: no step reads all of its end.
     S = length(end)
     state['cache'] = jax.tree.map(lambda x: grow(x, S), state['cache'])
     going = lambda s, end=end: (s['i'] < end) & ~s['stopped_B'].all()
-    state = jax.lax.while_loop(
-        going, functools.partial(step, S=S), state
-    )
+    state = jax.lax.while_loop(going, functools.partial(step, S=S), state)
   return Rollout(*(state[name] for name in Rollout._fields))
 
 
@@ -135,7 +133,7 @@ def prefill(cfg, params, tokens_QP, mask_QP, S: int):
   valid_QS = jnp.pad(mask_QP, ((0, 0), (0, S - P)))
   cache = model.new_cache(cfg, Q, S, params['embed_VD'].dtype)
   x_QPD, cache = model.decode(
-      cfg, params, tokens_QP, model.positions(mask_QP), valid_QS, cache, 0
+    cfg, params, tokens_QP, model.positions(mask_QP), valid_QS, cache, 0
   )
   return x_QPD[:, -1], cache
 
@@ -150,7 +148,7 @@ def draw(logits_BV, keys_B, temperature, top_p, top_k):
   z_BV = logits_BV / jnp.where(greedy, 1.0, temperature)
   cut = (top_p < 1) | ((top_k > 0) & (top_k < z_BV.shape[-1]))
   z_BV = jax.lax.cond(
-      cut & ~greedy, lambda z: truncate(z, top_p, top_k), lambda z: z, z_BV
+    cut & ~greedy, lambda z: truncate(z, top_p, top_k), lambda z: z, z_BV
   )
   V = z_BV.shape[-1]
   noise_BV = jax.vmap(lambda k: jax.random.gumbel(k, (V,), jnp.float32))(keys_B)

@@ -42,12 +42,12 @@ def make_update(cfg, optimizer, rate, *, micro: int, dtype, remat: str):
     # Rows are padded on the right: causality hides it, nothing else must.
     valid_BT = jnp.ones_like(tokens_BT, bool)
     logp_BT, entropy_BT = model.score(
-        cfg, params, tokens_BT, valid_BT, dtype=dtype, remat=remat
+      cfg, params, tokens_BT, valid_BT, dtype=dtype, remat=remat
     )
     nll = losses.cross_entropy(logp_BT, mask_BT)
     return nll, {
-        'loss': nll,
-        'entropy': losses.masked_sum(entropy_BT, mask_BT),
+      'loss': nll,
+      'entropy': losses.masked_sum(entropy_BT, mask_BT),
     }
 
   @functools.partial(jax.jit, donate_argnums=0)

@@ -34,9 +34,9 @@ def make_mesh(shape, devices=None) -> Mesh:
   sizes = tuple(len(devices) // known if s == -1 else s for s in shape)
   if len(sizes) != len(MESH_AXES) or math.prod(sizes) != len(devices):
     raise ValueError(
-        f'mesh {tuple(shape)} over axes {MESH_AXES} needs {math.prod(sizes)} '
-        f'devices but {len(devices)} are visible; set config.mesh so that the '
-        'product matches (one entry may be -1)'
+      f'mesh {tuple(shape)} over axes {MESH_AXES} needs {math.prod(sizes)} '
+      f'devices but {len(devices)} are visible; set config.mesh so that the '
+      'product matches (one entry may be -1)'
     )
   # Axes are Auto: constraints guide the compiler (the default is Explicit).
   auto = (AxisType.Auto,) * len(MESH_AXES)
@@ -54,7 +54,7 @@ def spec(axes: str, rules=ACTIVATIONS) -> P:
 
 
 def shard(x, axes: str, rules=ACTIVATIONS):
-  """Constrains an array to its axes' spec: shard(h_BTF, 'BTF'). No mesh, no-op."""
+  """Constrains an array to its axes: shard(h_BTF, 'BTF'); no mesh, no-op."""
   if x.ndim != len(axes):
     raise ValueError(f'array of shape {x.shape} cannot carry the axes {axes!r}')
   mesh = jax.sharding.get_abstract_mesh()
@@ -62,8 +62,8 @@ def shard(x, axes: str, rules=ACTIVATIONS):
     return x
   sizes = [_ways(mesh.shape, rules.get(a)) for a in axes]
   fitting = [
-      rules.get(a) if n % ways == 0 else None  # An odd batch stays whole.
-      for a, n, ways in zip(axes, x.shape, sizes, strict=True)
+    rules.get(a) if n % ways == 0 else None  # An odd batch stays whole.
+    for a, n, ways in zip(axes, x.shape, sizes, strict=True)
   ]
   return jax.lax.with_sharding_constraint(x, P(*fitting))
 
@@ -82,8 +82,8 @@ def tree_shardings(tree, mesh: Mesh, rules=WEIGHTS):
       ways = _ways(mesh.shape, rules.get(letter))
       if n % ways:
         raise ValueError(
-            f'{jax.tree_util.keystr(path)}: axis {letter} of size {n} cannot be '
-            f'split {ways} ways over {rules[letter]!r}; change config.mesh'
+          f'{jax.tree_util.keystr(path)}: axis {letter} of size {n} cannot be '
+          f'split {ways} ways over {rules[letter]!r}; change config.mesh'
         )
     return NamedSharding(mesh, P(*[None] * stacked, *spec(axes, rules)))
 
@@ -113,7 +113,7 @@ def replicate(mesh: Mesh, x):
   whole = NamedSharding(mesh, P())
   with jax.transfer_guard_host_to_device('allow'):
     return jax.make_array_from_callback(
-        np.shape(x), whole, lambda i: np.asarray(x)[i]
+      np.shape(x), whole, lambda i: np.asarray(x)[i]
     )
 
 

@@ -14,23 +14,23 @@ import tokenizers
 import transformers
 
 FILES = (
-    'tokenizer.json',
-    'tokenizer_config.json',
-    'chat_template.jinja',
-    'special_tokens_map.json',
-    'added_tokens.json',
-    'vocab.json',
-    'merges.txt',
-    'tokenizer.model',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'chat_template.jinja',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.json',
+  'merges.txt',
+  'tokenizer.model',
 )
 SPECIAL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 # ChatML: what Qwen2.5's template renders for system, user and assistant turns.
 CHAT_TEMPLATE = (
-    '{% for message in messages %}'
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{{ message['content'] + '<|im_end|>' + '\n' }}"
-    '{% endfor %}'
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+  '{% for message in messages %}'
+  "{{ '<|im_start|>' + message['role'] + '\n' }}"
+  "{{ message['content'] + '<|im_end|>' + '\n' }}"
+  '{% endfor %}'
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 # Finer than Qwen's own pieces, for training only: a word, an opened tag, a few
 # runs of marks, a mark, white space. What is apart here never merges.
@@ -38,12 +38,12 @@ PIECES = r'[ <]?\p{L}+|`+|\?+|</| ?==|\p{N}| ?[^\s\p{L}\p{N}]|\n+| +'
 QUOTED = re.compile(r"'[^'\n]*'")
 
 SYSTEM = (
-    'Complete the assertion. Reason inside <reasoning> tags, then write what '
-    '?? stands for inside <answer> tags.'
+  'Complete the assertion. Reason inside <reasoning> tags, then write what '
+  '?? stands for inside <answer> tags.'
 )
 QUESTION = {
-    'output': '{code}\nassert {entry}({args}) == ??',
-    'input': '{code}\nassert {entry}(??) == {output}',
+  'output': '{code}\nassert {entry}({args}) == ??',
+  'input': '{code}\nassert {entry}(??) == {output}',
 }
 
 
@@ -56,11 +56,11 @@ def messages(kind: str, code: str, entry: str, args: str, output: str):
   if kind not in QUESTION:
     raise ValueError(f'kind {kind!r} is not one of {sorted(QUESTION)}')
   text = QUESTION[kind].format(
-      code=code.strip(), entry=entry, args=args, output=output
+    code=code.strip(), entry=entry, args=args, output=output
   )
   return [
-      {'role': 'system', 'content': SYSTEM},
-      {'role': 'user', 'content': text},
+    {'role': 'system', 'content': SYSTEM},
+    {'role': 'user', 'content': text},
   ]
 
 
@@ -75,7 +75,7 @@ def load(path):
   path = pathlib.Path(path)
   if not (path / 'tokenizer_config.json').exists():
     raise FileNotFoundError(
-        f'{path} holds no tokenizer (tokenizer_config.json is missing)'
+      f'{path} holds no tokenizer (tokenizer_config.json is missing)'
     )
   if (path / 'tokenizer.json').exists():
     tok = transformers.PreTrainedTokenizerFast.from_pretrained(path)
@@ -116,8 +116,8 @@ def encode_example(tok, conversation):
   whole = _render(tok, conversation)
   if conversation[-1]['role'] != 'assistant' or not whole.startswith(head):
     raise ValueError(
-        'the chat template does not render the last message, which must be the '
-        "assistant's, as a continuation of its generation prompt"
+      'the chat template does not render the last message, which must be the '
+      "assistant's, as a continuation of its generation prompt"
     )
   tail = whole[len(head) :].rstrip('\n')
   prompt, completion = _encode(tok, head), _encode(tok, tail)
@@ -131,7 +131,7 @@ def decode(tok, tokens_BT, length_B) -> list[str]:
 
 
 def train(texts, path, *, vocab_size: int):
-  """Trains a byte-level BPE on `texts` and saves it as a Hugging Face directory.
+  """Trains a byte-level BPE on `texts` and saves it in Hugging Face's format.
 
   It is a Qwen2Tokenizer: beside a `qwen2` config.json Transformers builds that
   class, whatever the files say, and its way of cutting text must be the one
@@ -142,30 +142,30 @@ def train(texts, path, *, vocab_size: int):
   qwen = transformers.Qwen2Tokenizer().backend_tokenizer
   bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
   bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-      [
-          qwen.pre_tokenizer[0],
-          tokenizers.pre_tokenizers.Split(
-              tokenizers.Regex(PIECES), behavior='isolated'
-          ),
-          qwen.pre_tokenizer[1],
-      ]
+    [
+      qwen.pre_tokenizer[0],
+      tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex(PIECES), behavior='isolated'
+      ),
+      qwen.pre_tokenizer[1],
+    ]
   )
   trainer = tokenizers.trainers.BpeTrainer(
-      vocab_size=vocab_size,
-      special_tokens=list(SPECIAL),
-      initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-      show_progress=False,
+    vocab_size=vocab_size,
+    special_tokens=list(SPECIAL),
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
   )
   roles = ['system', 'user', 'assistant'] * len(texts)  # As often as a chat.
   plain = (QUOTED.sub("''", text) for text in [*texts, *roles])
   bpe.train_from_iterator(plain, trainer)
   trained = json.loads(bpe.to_str())['model']
   tok = transformers.Qwen2Tokenizer(
-      vocab=trained['vocab'],
-      merges=[tuple(pair) for pair in trained['merges']],
-      eos_token='<|im_end|>',
-      extra_special_tokens=['<|im_start|>'],
-      chat_template=CHAT_TEMPLATE,
+    vocab=trained['vocab'],
+    merges=[tuple(pair) for pair in trained['merges']],
+    eos_token='<|im_end|>',
+    extra_special_tokens=['<|im_start|>'],
+    chat_template=CHAT_TEMPLATE,
   )
   path = pathlib.Path(path)
   temporary = path.with_name(f'{path.name}.tmp')

@@ -13,15 +13,24 @@ import json
 import pathlib
 import sys
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 
-from crjax import advantages, checkpoint, data, execution, grpo, hf, metrics
-from crjax import model, optim, sft, tokenizer
+from crjax import (
+  advantages,
+  checkpoint,
+  data,
+  execution,
+  grpo,
+  hf,
+  metrics,
+  model,
+  optim,
+  sft,
+  tokenizer,
+)
 from crjax.sharding import make_mesh, tree_shardings
 
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
@@ -34,17 +43,17 @@ def train_sft(c):
   tok, cfg, load = open_inputs(c)
   mesh = make_mesh(c.mesh)
   batches = data.examples(
-      c.data,
-      tok,
-      batch=c.batch,
-      length=c.length,
-      seed=c.seed,
-      pad_id=tok.pad_token_id,
+    c.data,
+    tok,
+    batch=c.batch,
+    length=c.length,
+    seed=c.seed,
+    pad_id=tok.pad_token_id,
   )
   steps = max(int(c.epochs * batches.rows / c.batch), 1)
   optimizer, rate = make_optimizer(c, updates=steps)
   update = sft.make_update(
-      cfg, optimizer, rate, micro=c.micro, dtype=DTYPES[c.dtype], remat=c.remat
+    cfg, optimizer, rate, micro=c.micro, dtype=DTYPES[c.dtype], remat=c.remat
   )
   with jax.set_mesh(mesh), checkpoint.open_manager(c.workdir, keep=c.keep) as m:
     state = start(c, m, mesh, cfg, load, optimizer, batches)
@@ -60,59 +69,59 @@ def train_grpo(c):
   shardings = tree_shardings(abstract_params(cfg), mesh)
   dtype = DTYPES[c.dtype]
   prompts = data.prompts(
-      c.data,
-      tok,
-      questions=c.questions,
-      length=c.prompt_length,
-      seed=c.seed,
-      pad_id=tok.pad_token_id,
+    c.data,
+    tok,
+    questions=c.questions,
+    length=c.prompt_length,
+    seed=c.seed,
+    pad_id=tok.pad_token_id,
   )
   optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
   rollout = grpo.make_rollout(
-      cfg,
-      mesh,
-      rollouts=c.rollouts,
-      steps=c.completion_length,
-      stop_ids=tokenizer.stop_ids(tok),
-      pad_id=tok.pad_token_id,
-      dtype=dtype,
-      temperature=c.temperature,
-      waves=c.waves,
+    cfg,
+    mesh,
+    rollouts=c.rollouts,
+    steps=c.completion_length,
+    stop_ids=tokenizer.stop_ids(tok),
+    pad_id=tok.pad_token_id,
+    dtype=dtype,
+    temperature=c.temperature,
+    waves=c.waves,
   )
   with (
-      jax.set_mesh(mesh),
-      checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
-      execution.Pool(workers=c.workers) as pool,
+    jax.set_mesh(mesh),
+    checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
+    execution.Pool(workers=c.workers) as pool,
   ):
     update = grpo.make_update(
-        cfg,
-        optimizer,
-        rate,
-        mesh,
-        # The reference is the model that the run started from, resumed or not.
-        reference=load(shardings) if c.kl_coef else None,
-        minibatches=c.minibatches,
-        micro=c.micro,
-        temperature=c.temperature,
-        clip=tuple(c.clip),
-        band=tuple(c.band),
-        kl_coef=c.kl_coef,
-        dtype=dtype,
-        remat=c.remat,
+      cfg,
+      optimizer,
+      rate,
+      mesh,
+      # The reference is the model that the run started from, resumed or not.
+      reference=load(shardings) if c.kl_coef else None,
+      minibatches=c.minibatches,
+      micro=c.micro,
+      temperature=c.temperature,
+      clip=tuple(c.clip),
+      band=tuple(c.band),
+      kl_coef=c.kl_coef,
+      dtype=dtype,
+      remat=c.remat,
     )
     state = start(c, manager, mesh, cfg, load, optimizer, prompts)
     with open_log(c, state, c.steps) as log, jax.transfer_guard('disallow'):
       grpo.run(
-          state,
-          prompts,
-          rollout=rollout,
-          judge=grpo.make_judge(tok, pool, rollouts=c.rollouts),
-          advantage=advantages.ADVANTAGES[c.advantage_std],
-          batch=functools.partial(grpo.make_batch, multiple=c.multiple),
-          update=update,
-          log=log,
-          save=saver(c, manager, c.steps),
-          steps=c.steps,
+        state,
+        prompts,
+        rollout=rollout,
+        judge=grpo.make_judge(tok, pool, rollouts=c.rollouts),
+        advantage=advantages.ADVANTAGES[c.advantage_std],
+        batch=functools.partial(grpo.make_batch, multiple=c.multiple),
+        update=update,
+        log=log,
+        save=saver(c, manager, c.steps),
+        steps=c.steps,
       )
 
 
@@ -126,10 +135,10 @@ def open_inputs(c):
   `c.model`, or, where that is empty, random ones of shape `c.shape`.
   """
   missing = [
-      f'  config.{name} = {c[name]!r} does not exist. Get it with:\n'
-      f'    {c.how[name]}'
-      for name in ('model', 'tokenizer', 'data')
-      if c[name] and not pathlib.Path(c[name]).exists()
+    f'  config.{name} = {c[name]!r} does not exist. Get it with:\n'
+    f'    {c.how[name]}'
+    for name in ('model', 'tokenizer', 'data')
+    if c[name] and not pathlib.Path(c[name]).exists()
   ]
   if missing:
     sys.exit('This run cannot start yet:\n' + '\n'.join(missing))
@@ -140,20 +149,24 @@ def open_inputs(c):
   cfg = model.Config(**c.shape)
   if cfg.V < len(tok):
     raise ValueError(
-        f'config.shape.V = {cfg.V} is smaller than the {len(tok)} tokens of '
-        f'{c.tokenizer}'
+      f'config.shape.V = {cfg.V} is smaller than the {len(tok)} tokens of '
+      f'{c.tokenizer}'
     )
-  return tok, cfg, lambda shardings: jax.jit(
+  return (
+    tok,
+    cfg,
+    lambda shardings: jax.jit(
       functools.partial(model.init, cfg), out_shardings=shardings
-  )(jax.random.key(c.seed))
+    )(jax.random.key(c.seed)),
+  )
 
 
 def place(params, shardings):
   """Host arrays -> sharded device arrays; each device receives its slice."""
   return jax.tree.map(
-      lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]),
-      params,
-      shardings,
+    lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]),
+    params,
+    shardings,
   )
 
 
@@ -165,17 +178,17 @@ def abstract_params(cfg):
 def make_optimizer(c, *, updates: int):
   """(optimizer, schedule) for a run of so many optimizer updates."""
   rate = optim.schedule(
-      c.lr,
-      name=c.schedule,
-      warmup=int(c.warmup * updates) if c.warmup < 1 else int(c.warmup),
-      steps=updates,
+    c.lr,
+    name=c.schedule,
+    warmup=int(c.warmup * updates) if c.warmup < 1 else int(c.warmup),
+    steps=updates,
   )
   optimizer = optim.make(
-      c.optimizer,
-      rate,
-      betas=tuple(c.betas),
-      weight_decay=c.weight_decay,
-      max_norm=c.max_norm,
+    c.optimizer,
+    rate,
+    betas=tuple(c.betas),
+    weight_decay=c.weight_decay,
+    max_norm=c.max_norm,
   )
   return optimizer, rate
 
@@ -190,12 +203,12 @@ def start(c, manager, mesh, cfg, load, optimizer, batches):
   abstract = jax.eval_shape(make, abstract_params(cfg))
   shardings = tree_shardings(abstract, mesh)
   found = checkpoint.restore(
-      manager,
-      jax.tree.map(
-          lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-          abstract,
-          shardings,
-      ),
+    manager,
+    jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      abstract,
+      shardings,
+    ),
   )
   if found is None:
     params = load(shardings['params'])
@@ -214,15 +227,15 @@ def describe(c, cfg):
   if path.exists():
     before = json.loads(path.read_text())['config']
     changed = [
-        f'  {name}: {before.get(name)!r} before, {now.get(name)!r} now'
-        for name in sorted({*before, *now} - MAY_CHANGE)
-        if before.get(name) != now.get(name)
+      f'  {name}: {before.get(name)!r} before, {now.get(name)!r} now'
+      for name in sorted({*before, *now} - MAY_CHANGE)
+      if before.get(name) != now.get(name)
     ]
     if changed:
       sys.exit(
-          f'{workdir} holds a run with another config:\n'
-          + '\n'.join(changed)
-          + '\nSet them back to resume it, or choose another --config.workdir.'
+        f'{workdir} holds a run with another config:\n'
+        + '\n'.join(changed)
+        + '\nSet them back to resume it, or choose another --config.workdir.'
       )
   if jax.process_index() == 0:
     tokenizer.copy(c.tokenizer or c.model, workdir / 'tokenizer')
@@ -237,7 +250,7 @@ def saver(c, manager, steps: int):
 
   def save(step, state, batches):
     first = step == 0 and not c.model
-    if first or step and (step % c.save_every == 0 or step == steps):
+    if first or (step and (step % c.save_every == 0 or step == steps)):
       checkpoint.save(manager, step, state, batches.get_state())
 
   return save
@@ -245,7 +258,7 @@ def saver(c, manager, steps: int):
 
 @contextlib.contextmanager
 def open_log(c, state, steps: int):
-  """Yields log(step, metrics, tokens, rows): files, a progress line, samples."""
+  """Yields log(step, metrics, tokens, rows): files, progress, samples."""
   first = int(jax.device_get(state['step']))
   with metrics.Writer(c.workdir, start_step=first, total_steps=steps) as writer:
 

@@ -17,8 +17,7 @@ import shutil
 import sys
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
 from crjax import execution, tokenizer
@@ -38,8 +37,8 @@ def build(c):
   with execution.Pool(c.workers, cpu_seconds=c.cpu_seconds) as pool:
     cases, dropped = collect(c, pool)
   rows = {
-      split: [row for case in group for row in questions(case)]
-      for split, group in split_cases(cases, c.programs).items()
+    split: [row for case in group for row in questions(case)]
+    for split, group in split_cases(cases, c.programs).items()
   }
   temporary = out.with_name(f'{out.name}.tmp')
   shutil.rmtree(temporary, ignore_errors=True)
@@ -59,12 +58,13 @@ def is_built(out, settings) -> bool:
     if json.loads(manifest.read_text())['settings'] == settings:
       return True
     sys.exit(
-        f'{out} holds data of another config (see {manifest}). Delete it or '
-        'choose another --config.out.'
+      f'{out} holds data of another config (see {manifest}). Delete it or '
+      'choose another --config.out.'
     )
   if out.exists() and any(out.iterdir()):
-    sys.exit(f'{out} is not empty and not a dataset; choose another '
-             '--config.out.')
+    sys.exit(
+      f'{out} is not empty and not a dataset; choose another --config.out.'
+    )
   return False
 
 
@@ -77,32 +77,33 @@ def collect(c, pool):
   answers, began = collections.Counter(), time.monotonic()
   for start in itertools.count(step=BATCH):
     programs = [
-        grammar.program(f'{c.seed}:{start + i}', c.level) for i in range(BATCH)
+      grammar.program(f'{c.seed}:{start + i}', c.level) for i in range(BATCH)
     ]
     jobs = [execution.Job(p.code, 'f', p.args, trace=True) for p in programs]
     for program, result in zip(programs, pool.run(jobs), strict=True):
       pid = program_id(program.code)
       limit = c.largest_share * max(len(cases), 100)
       reason = fault(result, c) or (
-          'same program'
-          if pid in cases
-          else 'common answer' * (answers[result.value] >= limit)
+        'same program'
+        if pid in cases
+        else 'common answer' * (answers[result.value] >= limit)
       )
       if reason:
         dropped[reason] += 1
         continue
       answers[result.value] += 1
       cases[pid] = {
-          'pid': pid,
-          'code': program.code,
-          'entry': 'f',
-          'args': program.args,
-          'output': result.value,
-          'steps': result.steps,
+        'pid': pid,
+        'code': program.code,
+        'entry': 'f',
+        'args': program.args,
+        'output': result.value,
+        'steps': result.steps,
       }
       if len(cases) == wanted:
         return list(cases.values()), dropped
     progress(len(cases), wanted, start + BATCH, began)
+  return None
 
 
 def fault(result, c) -> str:
@@ -128,7 +129,7 @@ def split_cases(cases, sizes):
   """{split: cases}; a program's split depends on its hash alone."""
   ordered = iter(sorted(cases, key=lambda case: case['pid']))
   return {
-      split: list(itertools.islice(ordered, sizes[split])) for split in SPLITS
+    split: list(itertools.islice(ordered, sizes[split])) for split in SPLITS
   }
 
 
@@ -136,24 +137,24 @@ def questions(case):
   """The two questions of a case, each with its chain as the answer."""
   task = {k: case[k] for k in ('code', 'entry', 'args', 'output')}
   texts = {
-      'output': chains.completion(
-          chains.forward(case['code'], case['steps'], case['output']),
-          case['output'],
-      ),
-      'input': chains.completion(
-          chains.backward(case['code'], case['steps'], case['output']),
-          case['args'],
-      ),
+    'output': chains.completion(
+      chains.forward(case['code'], case['steps'], case['output']),
+      case['output'],
+    ),
+    'input': chains.completion(
+      chains.backward(case['code'], case['steps'], case['output']),
+      case['args'],
+    ),
   }
   for kind, text in texts.items():
     prompt = tokenizer.messages(kind, **task)
     yield {
-        'id': f'{case["pid"]}-{kind}',
-        'pid': case['pid'],
-        'kind': kind,
-        'prompt': prompt,
-        'verify': task,
-        'messages': prompt + [{'role': 'assistant', 'content': text}],
+      'id': f'{case["pid"]}-{kind}',
+      'pid': case['pid'],
+      'kind': kind,
+      'prompt': prompt,
+      'verify': task,
+      'messages': [*prompt, {'role': 'assistant', 'content': text}],
     }
 
 
@@ -164,9 +165,7 @@ def write(directory, rows, vocab_size):
   for split, some in rows.items():
     drop = ('prompt', 'verify') if split == 'sft_train' else ('messages',)
     table = [{k: v for k, v in r.items() if k not in drop} for r in some]
-    datasets.Dataset.from_list(table).to_parquet(
-        directory / f'{split}.parquet'
-    )
+    datasets.Dataset.from_list(table).to_parquet(directory / f'{split}.parquet')
   texts = [m['content'] for r in rows['sft_train'] for m in r['messages']]
   tokenizer.train(texts, directory / 'tokenizer', vocab_size=vocab_size)
 
@@ -174,24 +173,26 @@ def write(directory, rows, vocab_size):
 def summarize(rows, dropped, settings, directory):
   """What manifest.json holds, lengths in tokens included."""
   tok = tokenizer.load(directory / 'tokenizer')
-  sample = [tokenizer.encode_example(tok, r['messages'])[1]
-            for r in rows['sft_train'][:2000]]
+  sample = [
+    tokenizer.encode_example(tok, r['messages'])[1]
+    for r in rows['sft_train'][:2000]
+  ]
   files = sorted(directory.glob('*.parquet'))
   return {
-      'settings': settings,
-      'rows': {split: len(some) for split, some in rows.items()},
-      'dropped_programs': dict(dropped),
-      'constant_baseline': constant_baseline(rows),
-      'vocabulary': len(tok),
-      'tokens': {
-          'mean': sum(map(len, sample)) / len(sample),
-          'longest': max(map(len, sample)),
-          'longest_prompt': max(len(m) - sum(m) for m in sample),
-          'longest_completion': max(map(sum, sample)),
-      },
-      'sha256': {
-          f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files
-      },
+    'settings': settings,
+    'rows': {split: len(some) for split, some in rows.items()},
+    'dropped_programs': dict(dropped),
+    'constant_baseline': constant_baseline(rows),
+    'vocabulary': len(tok),
+    'tokens': {
+      'mean': sum(map(len, sample)) / len(sample),
+      'longest': max(map(len, sample)),
+      'longest_prompt': max(len(m) - sum(m) for m in sample),
+      'longest_completion': max(map(sum, sample)),
+    },
+    'sha256': {
+      f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files
+    },
   }
 
 
@@ -203,8 +204,8 @@ def constant_baseline(rows):
   """
   heldout = [r['verify'] for r in rows['heldout'] if r['kind'] == 'output']
   best = {
-      'output': collections.Counter(v['output'] for v in heldout),
-      'input': collections.Counter(v['args'] for v in heldout),
+    'output': collections.Counter(v['output'] for v in heldout),
+    'input': collections.Counter(v['args'] for v in heldout),
   }
   return {k: n.most_common(1)[0][1] / len(heldout) for k, n in best.items()}
 
@@ -213,9 +214,9 @@ def progress(done, wanted, tried, began):
   seconds = time.monotonic() - began
   left = seconds / max(done, 1) * (wanted - done)
   print(
-      f'data: {done:,} of {wanted:,} programs ({tried:,} tried), '
-      f'{seconds:.0f} s, about {left:.0f} s left',
-      flush=True,
+    f'data: {done:,} of {wanted:,} programs ({tried:,} tried), '
+    f'{seconds:.0f} s, about {left:.0f} s left',
+    flush=True,
   )
 
 

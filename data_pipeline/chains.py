@@ -21,7 +21,7 @@ def backward(code: str, steps, value: str) -> str:
 
 def completion(reasoning: str, answer: str) -> str:
   return (
-      f'<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>'
+    f'<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>'
   )
 
 

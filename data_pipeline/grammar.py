@@ -1,4 +1,4 @@
-"""A seeded grammar of small Python functions whose statements transform a value.
+"""A seeded grammar of small functions whose statements transform a value.
 
 Types are tracked while a program grows, so nearly every program runs. Operand
 letters are such that their pairs are rare in English and in keywords: a
@@ -20,92 +20,91 @@ class Program(NamedTuple):
   args: str
 
 
-# One statement each: (template, type of {v} afterwards, how hard it is: 1 to 3).
+# One statement each: (template, type of {v} afterwards, hardness 1 to 3).
 # {v} is the value's name, {k} a small number, {c} and {d} different letters.
 STATEMENTS = {
-    'int': [
-        ('{v} = {v} + {k}', 'int', 1),
-        ('{v} = {v} - {k}', 'int', 1),
-        ('{v} += {k}', 'int', 1),
-        ('{v} = max({v}, {k})', 'int', 1),
-        ('{v} = min({v}, {k})', 'int', 1),
-        ('{v} = [{v}, {k}]', 'list', 1),
-        ('{v} = {v} * 2', 'int', 2),
-        ("{v} = '{c}' * {v}", 'str', 2),
-        ('{v} = {v} % {k}', 'int', 3),
-        ('{v} = abs({v} - {k})', 'int', 3),
-    ],
-    'str': [
-        ('{v} = {v}.upper()', 'str', 1),
-        ('{v} = {v}.lower()', 'str', 1),
-        ('{v} = {v}[::-1]', 'str', 1),
-        ('{v} = {v}[1:]', 'str', 1),
-        ('{v} = {v}[:-1]', 'str', 1),
-        ("{v} = {v} + '{c}'", 'str', 1),
-        ("{v} = '{c}' + {v}", 'str', 1),
-        ('{v} = list({v})', 'letters', 1),
-        ('{v} = len({v})', 'int', 1),
-        ("{v} = {v}.replace('{c}', '{d}')", 'str', 2),
-        ('{v} = {v}.swapcase()', 'str', 2),
-        ("{v} = {v}.strip('{c}')", 'str', 2),
-        ("{v} = '{c}'.join({v})", 'str', 2),
-        ("{v} = {v}.count('{c}')", 'int', 2),
-        ("{v} = {v}.split('{c}')", 'letters', 3),
-        ('{v} = {v}.capitalize()', 'str', 3),
-        ("{v} = {v}.find('{c}')", 'int', 3),
-    ],
-    'list': [
-        ('{v}.append({k})', 'list', 1),
-        ('{v}.insert(0, {k})', 'list', 1),
-        ('{v}.reverse()', 'list', 1),
-        ('{v}.pop()', 'list', 1),
-        ('{v}.pop(0)', 'list', 1),
-        ('{v} = {v}[1:]', 'list', 1),
-        ('{v} = {v} + [{k}]', 'list', 1),
-        ('{v} = {v}[0]', 'int', 1),
-        ('{v} = {v}[-1]', 'int', 1),
-        ('{v} = len({v})', 'int', 1),
-        ('{v}.sort()', 'list', 2),
-        ('{v} = {v}[:2]', 'list', 2),
-        ('{v} = max({v})', 'int', 2),
-        ('{v} = min({v})', 'int', 2),
-        ('{v} = {v}.count({k})', 'int', 2),
-        ('{v} = sum({v})', 'int', 3),
-        ('{v} = [i + {k} for i in {v}]', 'list', 3),
-        ('{v} = [i for i in {v} if i > {k}]', 'list', 3),
-    ],
-    'letters': [
-        ("{v}.append('{c}')", 'letters', 1),
-        ('{v}.reverse()', 'letters', 1),
-        ("{v} = ''.join({v})", 'str', 1),
-        ('{v} = {v}[0]', 'str', 1),
-        ('{v}.sort()', 'letters', 2),
-        ("{v} = '{c}'.join({v})", 'str', 2),
-    ],
-    'dict': [
-        ("{v}['{c}'] = {k}", 'dict', 1),
-        ('{v} = list({v})', 'letters', 1),
-        ('{v} = list({v}.values())', 'list', 1),
-        ("{v} = {v}.get('{c}', {k})", 'int', 2),
-    ],
+  'int': [
+    ('{v} = {v} + {k}', 'int', 1),
+    ('{v} = {v} - {k}', 'int', 1),
+    ('{v} += {k}', 'int', 1),
+    ('{v} = max({v}, {k})', 'int', 1),
+    ('{v} = min({v}, {k})', 'int', 1),
+    ('{v} = [{v}, {k}]', 'list', 1),
+    ('{v} = {v} * 2', 'int', 2),
+    ("{v} = '{c}' * {v}", 'str', 2),
+    ('{v} = {v} % {k}', 'int', 3),
+    ('{v} = abs({v} - {k})', 'int', 3),
+  ],
+  'str': [
+    ('{v} = {v}.upper()', 'str', 1),
+    ('{v} = {v}.lower()', 'str', 1),
+    ('{v} = {v}[::-1]', 'str', 1),
+    ('{v} = {v}[1:]', 'str', 1),
+    ('{v} = {v}[:-1]', 'str', 1),
+    ("{v} = {v} + '{c}'", 'str', 1),
+    ("{v} = '{c}' + {v}", 'str', 1),
+    ('{v} = list({v})', 'letters', 1),
+    ('{v} = len({v})', 'int', 1),
+    ("{v} = {v}.replace('{c}', '{d}')", 'str', 2),
+    ('{v} = {v}.swapcase()', 'str', 2),
+    ("{v} = {v}.strip('{c}')", 'str', 2),
+    ("{v} = '{c}'.join({v})", 'str', 2),
+    ("{v} = {v}.count('{c}')", 'int', 2),
+    ("{v} = {v}.split('{c}')", 'letters', 3),
+    ('{v} = {v}.capitalize()', 'str', 3),
+    ("{v} = {v}.find('{c}')", 'int', 3),
+  ],
+  'list': [
+    ('{v}.append({k})', 'list', 1),
+    ('{v}.insert(0, {k})', 'list', 1),
+    ('{v}.reverse()', 'list', 1),
+    ('{v}.pop()', 'list', 1),
+    ('{v}.pop(0)', 'list', 1),
+    ('{v} = {v}[1:]', 'list', 1),
+    ('{v} = {v} + [{k}]', 'list', 1),
+    ('{v} = {v}[0]', 'int', 1),
+    ('{v} = {v}[-1]', 'int', 1),
+    ('{v} = len({v})', 'int', 1),
+    ('{v}.sort()', 'list', 2),
+    ('{v} = {v}[:2]', 'list', 2),
+    ('{v} = max({v})', 'int', 2),
+    ('{v} = min({v})', 'int', 2),
+    ('{v} = {v}.count({k})', 'int', 2),
+    ('{v} = sum({v})', 'int', 3),
+    ('{v} = [i + {k} for i in {v}]', 'list', 3),
+    ('{v} = [i for i in {v} if i > {k}]', 'list', 3),
+  ],
+  'letters': [
+    ("{v}.append('{c}')", 'letters', 1),
+    ('{v}.reverse()', 'letters', 1),
+    ("{v} = ''.join({v})", 'str', 1),
+    ('{v} = {v}[0]', 'str', 1),
+    ('{v}.sort()', 'letters', 2),
+    ("{v} = '{c}'.join({v})", 'str', 2),
+  ],
+  'dict': [
+    ("{v}['{c}'] = {k}", 'dict', 1),
+    ('{v} = list({v})', 'letters', 1),
+    ('{v} = list({v}.values())', 'list', 1),
+    ("{v} = {v}.get('{c}', {k})", 'int', 2),
+  ],
 }
 # Compound statements leave the type alone; {s} and {e} are simple statements.
 BRANCHES = {
-    'int': ['{v} > {k}', '{v} < {k}', '{v} % 2 == 0'],
-    'str': ["'{c}' in {v}", "{v}.startswith('{c}')", 'len({v}) > {k}'],
-    'list': ['{k} in {v}', 'len({v}) > {k}', '{v}[0] > {k}'],
+  'int': ['{v} > {k}', '{v} < {k}', '{v} % 2 == 0'],
+  'str': ["'{c}' in {v}", "{v}.startswith('{c}')", 'len({v}) > {k}'],
+  'list': ['{k} in {v}', 'len({v}) > {k}', '{v}[0] > {k}'],
 }
 LOOPS = {
-    'int': ['for i in range({few}):\n    {v} = {v} + i'],
-    'str': [
-        "{w} = ''\nfor c in {v}:\n    {w} = c + {w}\n{v} = {w}",
-        "{w} = 0\nfor c in {v}:\n    if c == '{c}':\n        {w} += 1\n"
-        '{v} = {w}',
-    ],
-    'list': [
-        '{w} = 0\nfor i in {v}:\n    {w} += i\n{v} = {w}',
-        '{w} = []\nfor i in {v}:\n    {w}.append(i + {k})\n{v} = {w}',
-    ],
+  'int': ['for i in range({few}):\n    {v} = {v} + i'],
+  'str': [
+    "{w} = ''\nfor c in {v}:\n    {w} = c + {w}\n{v} = {w}",
+    "{w} = 0\nfor c in {v}:\n    if c == '{c}':\n        {w} += 1\n{v} = {w}",
+  ],
+  'list': [
+    '{w} = 0\nfor i in {v}:\n    {w} += i\n{v} = {w}',
+    '{w} = []\nfor i in {v}:\n    {w}.append(i + {k})\n{v} = {w}',
+  ],
 }
 
 
@@ -152,9 +151,9 @@ def _statement(rng, kind, name, level):
 def _simple(rng, kind, name, level, keep):
   """(line, type afterwards); `keep` asks for one that keeps the type."""
   choices = [
-      (template, after)
-      for template, after, hard in STATEMENTS[kind]
-      if hard <= level['hardest'] and (after == kind or not keep)
+    (template, after)
+    for template, after, hard in STATEMENTS[kind]
+    if hard <= level['hardest'] and (after == kind or not keep)
   ]
   template, after = rng.choice(choices)
   return _fill(rng, template, name, level), after
@@ -163,12 +162,12 @@ def _simple(rng, kind, name, level, keep):
 def _fill(rng, template, name, level):
   c, d = rng.sample(LETTERS[: level['letters']], 2)
   return template.format(
-      v=name,
-      w=OTHER,
-      k=rng.randint(1, level['largest_int']),
-      few=rng.randint(2, 3),
-      c=c,
-      d=d,
+    v=name,
+    w=OTHER,
+    k=rng.randint(1, level['largest_int']),
+    few=rng.randint(2, 3),
+    c=c,
+    d=d,
   )
 
 
@@ -183,7 +182,9 @@ def _value(rng, kind, level):
   if kind == 'int':
     return repr(numbers[0])
   if kind == 'str':
-    return repr(''.join(c.upper() if rng.random() < 0.3 else c for c in letters))
+    return repr(
+      ''.join(c.upper() if rng.random() < 0.3 else c for c in letters)
+    )
   if kind == 'list':
     return repr(numbers)
   if kind == 'dict':

@@ -52,7 +52,7 @@ def test_solved_counts_groups():
   rewards_QR = np.array([[0, 0], [1, 1], [0, 1], [nan, 1], [nan, nan]])
   got = solved(rewards_QR)
   assert got == {
-      'groups/none': 2 / 5,
-      'groups/mixed': pytest.approx(1 / 5),
-      'groups/all': 2 / 5,
+    'groups/none': 2 / 5,
+    'groups/mixed': pytest.approx(1 / 5),
+    'groups/all': 2 / 5,
   }

@@ -12,17 +12,17 @@ CFG = model.Config(V=16, L=2, D=16, F=24, N=4, K=2, H=8)
 def state_and_abstract(cfg=CFG, mesh=(2, 2, 2)):
   rate = optim.schedule(1e-3, name='constant', warmup=0, steps=1)
   optimizer = optim.make(
-      'adamw', rate, betas=(0.9, 0.95), weight_decay=0.1, max_norm=1.0
+    'adamw', rate, betas=(0.9, 0.95), weight_decay=0.1, max_norm=1.0
   )
   init = lambda: optim.init_state(
-      optimizer, model.init(cfg, jax.random.key(0)), 7
+    optimizer, model.init(cfg, jax.random.key(0)), 7
   )
   shape = jax.eval_shape(init)
   shardings = tree_shardings(shape, make_mesh(mesh))
   abstract = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shape,
-      shardings,
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shape,
+    shardings,
   )
   return jax.jit(init, out_shardings=shardings)(), abstract
 
@@ -83,6 +83,8 @@ def test_a_state_of_another_shape_is_refused_with_the_way_out(tmp_path):
     checkpoint.save(manager, 1, state, {})
   wider = model.Config(V=16, L=2, D=32, F=24, N=4, K=2, H=8)
   _, abstract = state_and_abstract(wider)
-  with checkpoint.open_manager(tmp_path, keep=None) as manager:
-    with pytest.raises(ValueError, match=r'config\.workdir'):
-      checkpoint.restore(manager, abstract)
+  with (
+    checkpoint.open_manager(tmp_path, keep=None) as manager,
+    pytest.raises(ValueError, match=r'config\.workdir'),
+  ):
+    checkpoint.restore(manager, abstract)

@@ -49,26 +49,30 @@ def test_7b_state_shards_on_8_devices(assets, mesh):
   c = load('grpo_7b')
   rate = optim.schedule(c.lr, name=c.schedule, warmup=10, steps=c.steps)
   optimizer = optim.make(
-      c.optimizer, rate, betas=c.betas, weight_decay=c.weight_decay, max_norm=c.max_norm
+    c.optimizer,
+    rate,
+    betas=c.betas,
+    weight_decay=c.weight_decay,
+    max_norm=c.max_norm,
   )
   state = jax.eval_shape(
-      lambda key: optim.init_state(optimizer, model.init(cfg, key), 0),
-      jax.random.key(0),
+    lambda key: optim.init_state(optimizer, model.init(cfg, key), 0),
+    jax.random.key(0),
   )
   assert model.count(state['params']) == 7_615_616_512
   mesh = make_mesh(mesh)
   shardings = tree_shardings(state, mesh)
   local = sum(
-      jnp.dtype(x.dtype).itemsize * jnp.prod(jnp.array(s.shard_shape(x.shape)))
-      for x, s in zip(
-          jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True
-      )
+    jnp.dtype(x.dtype).itemsize * jnp.prod(jnp.array(s.shard_shape(x.shape)))
+    for x, s in zip(
+      jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True
+    )
   )
   # 12 bytes a parameter, split over the weight axes of the mesh.
   ways = mesh.shape['fsdp'] * mesh.shape['tensor']
   assert local == pytest.approx(12 * 7_615_616_512 / ways, rel=1e-3)
   decode = jax.eval_shape(
-      lambda p: model.unstack(p, jnp.bfloat16), state['params']
+    lambda p: model.unstack(p, jnp.bfloat16), state['params']
   )
   tree_shardings(decode, mesh, DECODE_WEIGHTS)
   assert len(decode['layers']) == cfg.L

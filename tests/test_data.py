@@ -14,9 +14,7 @@ def tok(smoke_data):
 
 def examples(smoke_data, tok, **changes):
   knobs = {'batch': 4, 'length': 400, 'seed': 0, 'pad_id': tok.pad_token_id}
-  return data.examples(
-      smoke_data / 'sft_train.parquet', tok, **knobs | changes
-  )
+  return data.examples(smoke_data / 'sft_train.parquet', tok, **knobs | changes)
 
 
 def prompts(smoke_data, tok, **changes):
@@ -45,7 +43,7 @@ def test_an_example_batch_reads_back(smoke_data, tok):
 def test_a_prompt_batch_is_padded_on_the_left(smoke_data, tok):
   batch = next(prompts(smoke_data, tok))
   for row, mask, task in zip(
-      batch.tokens_QP, batch.mask_QP, batch.tasks, strict=True
+    batch.tokens_QP, batch.mask_QP, batch.tasks, strict=True
   ):
     assert mask[-1] and (np.diff(mask.astype(int)) >= 0).all()
     text = tok.decode(row[mask])
@@ -69,8 +67,10 @@ def test_the_position_is_json_and_resumes_exactly(make, smoke_data, tok):
 def test_an_epoch_holds_every_row_once_and_epochs_differ(smoke_data, tok):
   batches = prompts(smoke_data, tok)
   epoch = batches.rows // 4
-  ids = [np.concatenate([next(batches).ids_Q for _ in range(epoch)])
-         for _ in range(2)]
+  ids = [
+    np.concatenate([next(batches).ids_Q for _ in range(epoch)])
+    for _ in range(2)
+  ]
   assert sorted(ids[0]) == sorted(ids[1]) == list(range(batches.rows))
   assert (ids[0] != ids[1]).any()
   other = next(prompts(smoke_data, tok, seed=1))
@@ -81,7 +81,9 @@ def test_long_rows_are_counted_not_lost_in_silence(smoke_data, tok, capsys):
   whole = examples(smoke_data, tok).rows
   fewer = examples(smoke_data, tok, length=170).rows
   assert 0 < fewer < whole
-  assert f'{whole - fewer} of {whole} rows are longer' in capsys.readouterr().out
+  assert (
+    f'{whole - fewer} of {whole} rows are longer' in capsys.readouterr().out
+  )
   with pytest.raises(ValueError, match='gives 0 rows'):
     examples(smoke_data, tok, length=10)
 

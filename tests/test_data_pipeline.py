@@ -14,24 +14,24 @@ from data_pipeline import build, chains, grammar
 from tests.conftest import ROOT
 
 LEVEL = {
-    'types': {'int': 1, 'str': 1, 'list': 1, 'dict': 1},
-    'statements': {'1': 1, '2': 1, '3': 1},
-    'hardest': 3,
-    'letters': 13,
-    'branch': 0.2,
-    'loop': 0.2,
-    'largest_int': 9,
-    'lengths': (2, 4),
+  'types': {'int': 1, 'str': 1, 'list': 1, 'dict': 1},
+  'statements': {'1': 1, '2': 1, '3': 1},
+  'hardest': 3,
+  'letters': 13,
+  'branch': 0.2,
+  'loop': 0.2,
+  'largest_int': 9,
+  'lengths': (2, 4),
 }
 
 
 @pytest.fixture(scope='module')
 def rows(smoke_data):
   return {
-      split: datasets.Dataset.from_parquet(
-          str(smoke_data / f'{split}.parquet')
-      ).to_list()
-      for split in build.SPLITS
+    split: datasets.Dataset.from_parquet(
+      str(smoke_data / f'{split}.parquet')
+    ).to_list()
+    for split in build.SPLITS
   }
 
 
@@ -42,8 +42,7 @@ def traced():
   with Pool(2) as pool:
     results = pool.run(jobs)
   return [
-      (p, r) for p, r in zip(programs, results, strict=True)
-      if r.verdict == 'ok'
+    (p, r) for p, r in zip(programs, results, strict=True) if r.verdict == 'ok'
   ]
 
 
@@ -79,40 +78,40 @@ def test_a_returned_expression_is_told():
 
 def test_every_line_of_a_chain_is_true():
   code = (
-      'def f(x):\n    y = 0\n    for c in x:\n        if c == "b":\n'
-      '            y += 1\n    x = y\n    return x'
+    'def f(x):\n    y = 0\n    for c in x:\n        if c == "b":\n'
+    '            y += 1\n    x = y\n    return x'
   )
   with Pool(1) as pool:
     (result,) = pool.run([Job(code, 'f', "'ab'", trace=True)])
   assert chains.forward(code, result.steps, result.value).split('\n') == [
-      "x = 'ab'",
-      'y = 0 # 0',
-      "for c in x: # 'a'",
-      'if c == "b": # False',
-      "for c in x: # 'b'",
-      'if c == "b": # True',
-      'y += 1 # 1',
-      'for c in x: # done',
-      'x = y # 1',
+    "x = 'ab'",
+    'y = 0 # 0',
+    "for c in x: # 'a'",
+    'if c == "b": # False',
+    "for c in x: # 'b'",
+    'if c == "b": # True',
+    'y += 1 # 1',
+    'for c in x: # done',
+    'x = y # 1',
   ]
   assert chains.backward(code, result.steps, result.value).split('\n') == [
-      "x = y # 'ab'",
-      'for c in x: # done',
-      'y += 1 # 0',
-      'if c == "b": # True',
-      "for c in x: # 'b'",
-      'if c == "b": # False',
-      "for c in x: # 'a'",
-      'y = 0 # new',
-      "x = 'ab'",
+    "x = y # 'ab'",
+    'for c in x: # done',
+    'y += 1 # 0',
+    'if c == "b": # True',
+    "for c in x: # 'b'",
+    'if c == "b": # False',
+    "for c in x: # 'a'",
+    'y = 0 # new',
+    "x = 'ab'",
   ]
 
 
 def test_splits_share_no_program(rows):
   pids = [{row['pid'] for row in rows[split]} for split in build.SPLITS]
   codes = [
-      {build.program_id(row['verify']['code']) for row in rows[split]}
-      for split in ('heldout', 'rl_train')
+    {build.program_id(row['verify']['code']) for row in rows[split]}
+    for split in ('heldout', 'rl_train')
   ]
   assert not pids[0] & pids[1] and not pids[0] & pids[2]
   assert not pids[1] & pids[2]
@@ -127,14 +126,21 @@ def test_every_answer_of_the_chains_is_right(rows):
     code, known = question['content'].split('\nassert f(')
     args, output = known.split(') == ')
     tasks.append(
-        {'kind': row['kind'], 'code': code, 'entry': 'f', 'args': args,
-         'output': output}
+      {
+        'kind': row['kind'],
+        'code': code,
+        'entry': 'f',
+        'args': args,
+        'output': output,
+      }
     )
     texts.append(completion['content'])
-  for task, text in zip(tasks, texts, strict=True):
+  for task, _text in zip(tasks, texts, strict=True):
     if task['kind'] == 'output':  # The question hides it: run the program.
       with Pool(1) as pool:
-        task['output'] = pool.run([Job(task['code'], 'f', task['args'])])[0].value
+        task['output'] = pool.run([Job(task['code'], 'f', task['args'])])[
+          0
+        ].value
     else:
       task['args'] = '()'
   with Pool(2) as pool:
@@ -155,20 +161,20 @@ def test_the_manifest_tells_what_there_is(rows, smoke_data):
 
 def command(out, *flags):
   return subprocess.run(
-      [
-          sys.executable,
-          '-m',
-          'data_pipeline.build',
-          f'--config={ROOT / "configs" / "data_smoke.py"}',
-          f'--config.out={out}',
-          '--config.programs.sft_train=60',
-          '--config.programs.rl_train=20',
-          '--config.programs.heldout=10',
-          *flags,
-      ],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
+    [
+      sys.executable,
+      '-m',
+      'data_pipeline.build',
+      f'--config={ROOT / "configs" / "data_smoke.py"}',
+      f'--config.out={out}',
+      '--config.programs.sft_train=60',
+      '--config.programs.rl_train=20',
+      '--config.programs.heldout=10',
+      *flags,
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
   )
 
 
@@ -179,7 +185,7 @@ def test_the_same_config_builds_the_same_bytes(smoke_data, tmp_path):
 
 
 def test_what_is_built_stays_and_what_is_not_data_is_not_touched(
-    smoke_data, tmp_path
+  smoke_data, tmp_path
 ):
   before = (smoke_data / 'manifest.json').stat().st_mtime_ns
   again = command(smoke_data)

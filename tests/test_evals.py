@@ -22,12 +22,12 @@ def test_a_line_is_two_tasks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('line', 'message'),
-    [
-        ('{', 'line 2: not JSON'),
-        ('[]', "line 2: field 'code'"),
-        (json.dumps(ITEM | {'output': 3}), "line 2: field 'output'"),
-    ],
+  ('line', 'message'),
+  [
+    ('{', 'line 2: not JSON'),
+    ('[]', "line 2: field 'code'"),
+    (json.dumps(ITEM | {'output': 3}), "line 2: field 'output'"),
+  ],
 )
 def test_what_is_wrong_is_named(tmp_path, line, message):
   path = write(tmp_path / 'x.jsonl', json.dumps(ITEM), line)
@@ -44,8 +44,9 @@ def test_ids_are_unique(tmp_path):
 def test_a_line_ends_only_at_a_newline(tmp_path):
   item = ITEM | {'output': "'\u2028\x85'"}
   line = json.dumps(item, ensure_ascii=False)
-  assert cruxeval.load(write(tmp_path / 'x.jsonl', line))[0]['output'] == (
-      item['output']
+  assert (
+    cruxeval.load(write(tmp_path / 'x.jsonl', line))[0]['output']
+    == (item['output'])
   )
 
 

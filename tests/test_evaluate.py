@@ -23,19 +23,19 @@ def small(tmp_path_factory, smoke_data):
 
 def command(small, *flags):
   return subprocess.run(
-      [
-          sys.executable,
-          '-m',
-          'crjax.evaluate',
-          f'--config={ROOT / "configs" / "eval_smoke.py"}',
-          f'--model={small}',
-          '--config.completion_length=8',
-          '--config.samples=2',
-          *flags,
-      ],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
+    [
+      sys.executable,
+      '-m',
+      'crjax.evaluate',
+      f'--config={ROOT / "configs" / "eval_smoke.py"}',
+      f'--model={small}',
+      '--config.completion_length=8',
+      '--config.samples=2',
+      *flags,
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
   )
 
 
@@ -44,16 +44,16 @@ def answer(text):
 
 
 TASKS = [
-    {
-        'id': f'{i}-{kind}',
-        'kind': kind,
-        'code': 'def f(x):\n  return x + 1',
-        'entry': 'f',
-        'args': str(i),
-        'output': str(i + 1),
-    }
-    for i in range(10)
-    for kind in ('output', 'input')
+  {
+    'id': f'{i}-{kind}',
+    'kind': kind,
+    'code': 'def f(x):\n  return x + 1',
+    'entry': 'f',
+    'args': str(i),
+    'output': str(i + 1),
+  }
+  for i in range(10)
+  for kind in ('output', 'input')
 ]
 
 
@@ -91,8 +91,10 @@ def test_numbers_are_what_the_completions_deserve():
 def test_a_prompt_that_does_not_fit_is_wrong_and_counted():
   with Pool(1) as pool:
     rows = evaluate.run(
-        TASKS[:2], lambda p, t, n: ([None] * 2 * n, [False] * 2 * n), pool,
-        samples=1,
+      TASKS[:2],
+      lambda p, t, n: ([None] * 2 * n, [False] * 2 * n),
+      pool,
+      samples=1,
     )
   report = evaluate.summarize(rows)
   assert report['output']['greedy']['too_long'] == 1
@@ -101,11 +103,20 @@ def test_a_prompt_that_does_not_fit_is_wrong_and_counted():
 
 def test_what_we_failed_to_judge_is_left_out_and_counted():
   rows = [
-      {'id': str(i), 'kind': 'output', 'mode': mode, 'sample': 0,
-       'verdict': 'infra' if i == 0 else 'pass', 'right': i > 0,
-       'typed': i > 0, 'format_ok': True, 'truncated': False, 'fits': True}
-      for i in range(4)
-      for mode in ('greedy', 'sampled')
+    {
+      'id': str(i),
+      'kind': 'output',
+      'mode': mode,
+      'sample': 0,
+      'verdict': 'infra' if i == 0 else 'pass',
+      'right': i > 0,
+      'typed': i > 0,
+      'format_ok': True,
+      'truncated': False,
+      'fits': True,
+    }
+    for i in range(4)
+    for mode in ('greedy', 'sampled')
   ]
   greedy = evaluate.summarize(rows)['output']['greedy']
   assert greedy['strict'] == 1.0 and greedy['infra'] == 1
@@ -137,8 +148,8 @@ def test_a_cruxeval_file_from_the_command_line(small, tmp_path):
   assert done.returncode == 0, done.stderr
   report = json.loads((tmp_path / 'out' / 'report.json').read_text())
   assert {k: v['n'] for k, v in report['kinds'].items()} == {
-      'input': 3,
-      'output': 3,
+    'input': 3,
+    'output': 3,
   }
 
 

@@ -27,20 +27,20 @@ def test_values_come_back_as_repr_in_order(pool):
 
 
 @pytest.mark.parametrize(
-    ('body', 'verdict', 'detail'),
-    [
-        ('while True: pass', 'timeout', 'CPU'),
-        ('import time; time.sleep(60)', 'timeout', 'wall'),
-        ("return 'a' * 10**9", 'memory', 'memory limit'),
-        ('return [0] * 10**10', 'memory', 'memory limit'),
-        ('return f(x)', 'error', 'RecursionError'),
-        ('return 1 / 0', 'error', 'ZeroDivisionError'),
-        ('import os; os._exit(0)', 'error', 'without a value'),
-        ('raise SystemExit', 'error', 'SystemExit'),
-        ("return 'a' * 5000", 'error', '4 KB'),
-        ('import os; os.abort()', 'error', 'signal 6'),
-        ("import os; os.write(os.memfd_create('x'), b'x')", 'error', 'OSError'),
-    ],
+  ('body', 'verdict', 'detail'),
+  [
+    ('while True: pass', 'timeout', 'CPU'),
+    ('import time; time.sleep(60)', 'timeout', 'wall'),
+    ("return 'a' * 10**9", 'memory', 'memory limit'),
+    ('return [0] * 10**10', 'memory', 'memory limit'),
+    ('return f(x)', 'error', 'RecursionError'),
+    ('return 1 / 0', 'error', 'ZeroDivisionError'),
+    ('import os; os._exit(0)', 'error', 'without a value'),
+    ('raise SystemExit', 'error', 'SystemExit'),
+    ("return 'a' * 5000", 'error', '4 KB'),
+    ('import os; os.abort()', 'error', 'signal 6'),
+    ("import os; os.write(os.memfd_create('x'), b'x')", 'error', 'OSError'),
+  ],
 )
 def test_a_bad_program_is_its_own_problem(pool, body, verdict, detail):
   result = one(pool, body)
@@ -68,8 +68,9 @@ def test_nothing_of_one_job_reaches_the_next(pool):
 
 
 def test_hashes_and_so_set_orders_are_fixed(pool):
-  values = {one(pool, "return list({'a', 'b', 'c', 'd'})").value
-            for _ in range(6)}
+  values = {
+    one(pool, "return list({'a', 'b', 'c', 'd'})").value for _ in range(6)
+  }
   assert len(values) == 1
 
 
@@ -91,26 +92,26 @@ def test_a_worker_killed_from_outside_is_replaced_unseen():
 
 def test_what_a_program_leaves_running_is_killed(pool):
   body = (
-      'import os\nif os.fork() == 0:\n  import time\n  time.sleep(47)\n'
-      'return os.getpid()'
+    'import os\nif os.fork() == 0:\n  import time\n  time.sleep(47)\n'
+    'return os.getpid()'
   )
   result = one(pool, body)
   assert result.verdict == 'ok'
   group = subprocess.run(
-      ['ps', '-o', 'stat=', '-g', result.value], capture_output=True, text=True
+    ['ps', '-o', 'stat=', '-g', result.value], capture_output=True, text=True
   ).stdout
   assert all(line.startswith('Z') for line in group.split())
 
 
 @pytest.mark.parametrize(
-    'reply',
-    [
-        '{"verdict": "infra"}',
-        '{"verdict": "ok", "value": "1", "more": 1}',
-        '{"verdict": "ok", "steps": [1]}',
-        '[' * 5000,
-        '[]',
-    ],
+  'reply',
+  [
+    '{"verdict": "infra"}',
+    '{"verdict": "ok", "value": "1", "more": 1}',
+    '{"verdict": "ok", "steps": [1]}',
+    '[' * 5000,
+    '[]',
+  ],
 )
 def test_a_forged_reply_raises_nothing_and_reaches_no_other_job(reply):
   body = f"""import os
@@ -124,16 +125,16 @@ os._exit(0)"""
 
 
 @pytest.mark.parametrize(
-    ('before', 'verdict'),
-    [
-        ('os.setpgid(0, os.getppid())', 'timeout'),
-        ('os.kill(os.getppid(), 9)', 'infra'),
-        ('if os.fork(): os._exit(0)\nos.setsid()', 'timeout'),
-    ],
+  ('before', 'verdict'),
+  [
+    ('os.setpgid(0, os.getppid())', 'timeout'),
+    ('os.kill(os.getppid(), 9)', 'infra'),
+    ('if os.fork(): os._exit(0)\nos.setsid()', 'timeout'),
+  ],
 )
 @pytest.mark.skipif(sys.platform != 'linux', reason='prctl is of Linux')
 def test_a_program_that_leaves_its_group_dies_all_the_same(
-    tmp_path, before, verdict
+  tmp_path, before, verdict
 ):
   told = tmp_path / 'pid'
   os.mkfifo(told)  # No file can grow, but a pipe can be written.
@@ -155,7 +156,7 @@ def gone(pid, patience=5.0):
   deadline = time.monotonic() + patience
   while time.monotonic() < deadline:
     stat = subprocess.run(
-        ['ps', '-o', 'stat=', '-p', str(pid)], capture_output=True, text=True
+      ['ps', '-o', 'stat=', '-p', str(pid)], capture_output=True, text=True
     ).stdout
     if not stat or stat.startswith('Z'):
       return True
@@ -201,14 +202,14 @@ def test_a_trace_tells_lines_and_what_they_changed(pool):
   assert result.value == '1'
   told = [(s.line, s.event, s.changed) for s in result.steps]
   assert told == [
-      (1, 'call', {'x': '2'}),
-      (2, 'line', {'y': '0'}),
-      (3, 'line', {'i': '0'}),
-      (4, 'line', {}),
-      (3, 'line', {'i': '1'}),
-      (4, 'line', {'y': '1'}),
-      (3, 'line', {}),
-      (5, 'return', {}),
+    (1, 'call', {'x': '2'}),
+    (2, 'line', {'y': '0'}),
+    (3, 'line', {'i': '0'}),
+    (4, 'line', {}),
+    (3, 'line', {'i': '1'}),
+    (4, 'line', {'y': '1'}),
+    (3, 'line', {}),
+    (5, 'return', {}),
   ]
 
 
@@ -224,8 +225,8 @@ def test_a_comprehension_of_many_lines_is_one_step(pool):
   body = 'y = [\n  i + 1\n  for i in x\n  if i\n]\nreturn y'
   result = one(pool, body, '[0, 1]', trace=True)
   assert [(s.line, s.changed) for s in result.steps[1:]] == [
-      (2, {'y': '[2]'}),
-      (7, {}),
+    (2, {'y': '[2]'}),
+    (7, {}),
   ]
 
 

@@ -31,10 +31,10 @@ def run_dir(tmp_path_factory, smoke_data):
 
 def command(*flags):
   return subprocess.run(
-      [sys.executable, '-m', 'crjax.export', *flags],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
+    [sys.executable, '-m', 'crjax.export', *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
   )
 
 
@@ -47,11 +47,11 @@ def test_an_export_is_what_transformers_continues_greedily(run_dir, tmp_path):
   theirs = transformers.AutoTokenizer.from_pretrained(out)
   ours, (cfg, params) = tokenizer.load(out), hf.load(out)
   sample = sampling.make(
-      cfg,
-      rollouts=1,
-      steps=12,
-      stop_ids=tokenizer.stop_ids(ours),
-      pad_id=ours.pad_token_id,
+    cfg,
+    rollouts=1,
+    steps=12,
+    stop_ids=tokenizer.stop_ids(ours),
+    pad_id=ours.pad_token_id,
   )
   for i in range(20):
     text = f'def f(x):\n    return x + {i}\n' * (1 + i % 3)
@@ -59,16 +59,16 @@ def test_an_export_is_what_transformers_continues_greedily(run_dir, tmp_path):
     assert ids == ours(text)['input_ids']
     prompt = np.array([ids], np.int32)
     rolled = sample(
-        model.unstack(params, jnp.float32),
-        prompt,
-        np.ones_like(prompt, bool),
-        np.zeros(1, np.int32),
-        jax.random.key(0),
-        0.0,
+      model.unstack(params, jnp.float32),
+      prompt,
+      np.ones_like(prompt, bool),
+      np.zeros(1, np.int32),
+      jax.random.key(0),
+      0.0,
     )
     with torch.no_grad():
       want = net.generate(
-          torch.tensor([ids]), do_sample=False, max_new_tokens=12
+        torch.tensor([ids]), do_sample=False, max_new_tokens=12
       )[0, len(ids) :]
     got = np.asarray(rolled.tokens_BT)[0][np.asarray(rolled.mask_BT)[0]]
     np.testing.assert_array_equal(got, want.numpy())
@@ -81,16 +81,16 @@ def test_any_step_and_precision(run_dir, tmp_path):
     want = model.init(CFG, jax.random.key(step))
     half = hf.DTYPES[dtype]
     jax.tree.map(
-        lambda x, y, half=half: np.testing.assert_array_equal(
-            np.asarray(x).astype(half).astype(np.float32), y
-        ),
-        want,
-        hf.load(out)[1],
+      lambda x, y, half=half: np.testing.assert_array_equal(
+        np.asarray(x).astype(half).astype(np.float32), y
+      ),
+      want,
+      hf.load(out)[1],
     )
 
 
 def test_a_difference_fails_and_keeps_what_was_there(
-    run_dir, tmp_path, monkeypatch
+  run_dir, tmp_path, monkeypatch
 ):
   out = tmp_path / 'hf'
   export.export(run_dir, out, step=0)

@@ -22,27 +22,27 @@ def small(tmp_path_factory):
 
 def command(model_dir, prompts, out, *flags, devices=1):
   args = {
-      'model': model_dir,
-      'prompts': prompts,
-      'out': out,
-      'temperature': 0,
-      'max_new_tokens': 5,
+    'model': model_dir,
+    'prompts': prompts,
+    'out': out,
+    'temperature': 0,
+    'max_new_tokens': 5,
   }
   env = os.environ | {
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
   }
   return subprocess.run(
-      [
-          sys.executable,
-          '-m',
-          'crjax.generate',
-          *(f'--{k}={v}' for k, v in args.items()),
-          *flags,
-      ],
-      cwd=ROOT,
-      env=env,
-      capture_output=True,
-      text=True,
+    [
+      sys.executable,
+      '-m',
+      'crjax.generate',
+      *(f'--{k}={v}' for k, v in args.items()),
+      *flags,
+    ],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
   )
 
 
@@ -60,15 +60,15 @@ def test_published_weights_continue_as_published(assets, tmp_path, devices):
   path = assets / 'weights' / 'stories260k-qwen2'
   golden = json.loads((path / 'golden.json').read_text())
   prompts = write(
-      tmp_path / 'in.jsonl', {'prompt_ids': golden['prompt_ids'], 'tag': 'a'}
+    tmp_path / 'in.jsonl', {'prompt_ids': golden['prompt_ids'], 'tag': 'a'}
   )
   new = len(golden['greedy_ids']) - len(golden['prompt_ids'])
   done = command(
-      path,
-      prompts,
-      tmp_path / 'out.jsonl',
-      f'--max_new_tokens={new}',
-      devices=devices,
+    path,
+    prompts,
+    tmp_path / 'out.jsonl',
+    f'--max_new_tokens={new}',
+    devices=devices,
   )
   assert done.returncode == 0, done.stderr
   (line,) = read(tmp_path / 'out.jsonl')
@@ -90,15 +90,15 @@ def test_lines_keep_their_order_whatever_their_lengths(small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('line', 'message'),
-    [
-        ({'prompt_ids': []}, 'line 1: the prompt must be one token or more'),
-        ({'prompt_ids': [1.5]}, 'line 1: the prompt must be one token or more'),
-        ({'prompt_ids': [64]}, r'line 1: a token is outside 0\.\.63'),
-        ({'text': 'a'}, 'line 1: needs a "prompt"'),
-        ({'prompt': 'a'}, 'line 1: the model has no tokenizer'),
-        ([1], 'line 1: needs a "prompt"'),
-    ],
+  ('line', 'message'),
+  [
+    ({'prompt_ids': []}, 'line 1: the prompt must be one token or more'),
+    ({'prompt_ids': [1.5]}, 'line 1: the prompt must be one token or more'),
+    ({'prompt_ids': [64]}, r'line 1: a token is outside 0\.\.63'),
+    ({'text': 'a'}, 'line 1: needs a "prompt"'),
+    ({'prompt': 'a'}, 'line 1: the model has no tokenizer'),
+    ([1], 'line 1: needs a "prompt"'),
+  ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
   path = write(tmp_path / 'in.jsonl', line)

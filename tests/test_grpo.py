@@ -30,44 +30,44 @@ class Setup:
     # Adam divides by the gradient's size, and so magnifies rounding near 0.
     optimizer = optax.sgd(rate, momentum=0.9)
     init = lambda: optim.init_state(
-        optimizer, model.init(CFG, jax.random.key(0)), 0
+      optimizer, model.init(CFG, jax.random.key(0)), 0
     )
     abstract = jax.eval_shape(init)
     shardings = tree_shardings(abstract, self.mesh)
     knobs = {
-        'reference': None,
-        'minibatches': 1,
-        'micro': 1,
-        'temperature': temperature,
-        'clip': (0.2, 0.28),
-        'band': (0.5, 5.0),
-        'kl_coef': 0.0,
-        'dtype': jnp.float32,
-        'remat': 'none',
+      'reference': None,
+      'minibatches': 1,
+      'micro': 1,
+      'temperature': temperature,
+      'clip': (0.2, 0.28),
+      'band': (0.5, 5.0),
+      'kl_coef': 0.0,
+      'dtype': jnp.float32,
+      'remat': 'none',
     }
     with jax.set_mesh(self.mesh):
       self.state = jax.jit(init, out_shardings=shardings)()
       if k.get('kl_coef'):
         k['reference'] = jax.tree.map(jnp.copy, self.state['params'])
       self._update = grpo.make_update(
-          CFG, optimizer, rate, self.mesh, **knobs | k
+        CFG, optimizer, rate, self.mesh, **knobs | k
       )
       self._rollout = grpo.make_rollout(
-          CFG,
-          self.mesh,
-          rollouts=R,
-          steps=C,
-          stop_ids=(STOP,),
-          pad_id=PAD,
-          dtype=jnp.float32,
-          temperature=temperature,
-          waves=waves,
+        CFG,
+        self.mesh,
+        rollouts=R,
+        steps=C,
+        stop_ids=(STOP,),
+        pad_id=PAD,
+        dtype=jnp.float32,
+        temperature=temperature,
+        waves=waves,
       )
 
   def rollout(self, prompts):
     with jax.set_mesh(self.mesh):
       waves = gather(self._rollout(self.state, prompts))
-    return type(waves[0])(*map(np.concatenate, zip(*waves)))
+    return type(waves[0])(*map(np.concatenate, zip(*waves, strict=True)))
 
   def update(self, batch):
     with jax.set_mesh(self.mesh):
@@ -85,7 +85,7 @@ def advantages():
 
 def assert_close(a, b, tolerance=1e-5):
   jax.tree.map(
-      lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance), a, b
+    lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance), a, b
   )
 
 
@@ -102,8 +102,8 @@ def test_waves_and_meshes_sample_the_same_completions():
   asked = questions()
   want = Setup((1, 1, 8)[::-1]).rollout(asked)
   for got in (
-      Setup((2, 2, 2)).rollout(asked),
-      Setup((2, 2, 2), waves=4).rollout(asked),
+    Setup((2, 2, 2)).rollout(asked),
+    Setup((2, 2, 2), waves=4).rollout(asked),
   ):
     np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
     np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
@@ -120,9 +120,7 @@ def test_without_advantage_nothing_moves():
   asked, setup = questions(), Setup()
   before = setup.params
   zero_QR = np.zeros((Q, R), np.float32)
-  metrics = setup.update(
-      grpo.make_batch(asked, setup.rollout(asked), zero_QR)
-  )
+  metrics = setup.update(grpo.make_batch(asked, setup.rollout(asked), zero_QR))
   assert metrics['grad_norm'] == 0
   assert_close(setup.params, before, 0)
 
@@ -134,12 +132,12 @@ def test_an_update_raises_what_was_rewarded():
 
   def logp_B():
     logp_BC, _ = model.score(
-        CFG,
-        setup.params,
-        batch.tokens_BT,
-        batch.valid_BT,
-        start=P,
-        dtype=jnp.float32,
+      CFG,
+      setup.params,
+      batch.tokens_BT,
+      batch.valid_BT,
+      start=P,
+      dtype=jnp.float32,
     )
     return (np.asarray(logp_BC) * batch.mask_BC).sum(1)
 

@@ -34,7 +34,7 @@ def test_what_is_behind_the_mask_cannot_leak():
   clean_BT = jnp.where(mask_BT, logps(), 0.0)
   dirty_BT = jnp.where(mask_BT, clean_BT, jnp.nan)
   assert losses.cross_entropy(dirty_BT, mask_BT) == losses.cross_entropy(
-      clean_BT, mask_BT
+    clean_BT, mask_BT
   )
   grad = jax.grad(lambda x: losses.cross_entropy(x, mask_BT))(dirty_BT)
   np.testing.assert_array_equal(grad, -mask_BT.astype(jnp.float32))
@@ -59,32 +59,32 @@ def test_at_ratio_one_the_gradient_is_reinforce():
   adv_B = jnp.asarray([1.0, -2.0, 0.5, 0.0])
   fixed = jax.lax.stop_gradient(logp_BT)
   grad = jax.grad(
-      lambda x: losses.policy_gradient(
-          x, fixed, fixed, fixed, adv_B, mask_BT, **KNOBS
-      )[0]
+    lambda x: losses.policy_gradient(
+      x, fixed, fixed, fixed, adv_B, mask_BT, **KNOBS
+    )[0]
   )(logp_BT)
   np.testing.assert_allclose(grad, -adv_B[:, None] * mask_BT, atol=1e-6)
   assert (grad[3] == 0).all()  # A zero advantage has no gradient at all.
 
 
 @pytest.mark.parametrize(
-    ('log_ratio', 'adv', 'flows'),
-    [
-        (0.5, 1.0, False),  # Already raised beyond 1.28: no further.
-        (0.5, -1.0, True),
-        (-0.5, -1.0, False),  # Already lowered beyond 0.8: no further.
-        (-0.5, 1.0, True),
-        (0.22, 1.0, True),  # Between 1.2 and 1.28: clip-higher lets it pass.
-    ],
+  ('log_ratio', 'adv', 'flows'),
+  [
+    (0.5, 1.0, False),  # Already raised beyond 1.28: no further.
+    (0.5, -1.0, True),
+    (-0.5, -1.0, False),  # Already lowered beyond 0.8: no further.
+    (-0.5, 1.0, True),
+    (0.22, 1.0, True),  # Between 1.2 and 1.28: clip-higher lets it pass.
+  ],
 )
 def test_clipping_stops_the_gradient_on_one_side_only(log_ratio, adv, flows):
   old = jnp.full((1, 1), -1.0)
   on = jnp.ones((1, 1), bool)
   grad, sums = jax.grad(
-      lambda x: losses.policy_gradient(
-          x, old, old, old, jnp.asarray([adv]), on, **KNOBS
-      ),
-      has_aux=True,
+    lambda x: losses.policy_gradient(
+      x, old, old, old, jnp.asarray([adv]), on, **KNOBS
+    ),
+    has_aux=True,
   )(old + log_ratio)
   assert (grad[0, 0] != 0) == flows
   assert sums['clip_low'] + sums['clip_high'] == (not flows)
@@ -106,8 +106,8 @@ def test_the_sums_do_not_depend_on_padding_or_on_how_rows_are_cut():
   total = lambda *a: losses.policy_gradient(*a, **knobs)[0]
   whole = total(logp, old, roll, ref, adv_B, mask_BT)
   rows = [
-      total(*(x[i : i + 1] for x in (logp, old, roll, ref, adv_B, mask_BT)))
-      for i in range(B)
+    total(*(x[i : i + 1] for x in (logp, old, roll, ref, adv_B, mask_BT)))
+    for i in range(B)
   ]
   np.testing.assert_allclose(sum(rows), whole, rtol=1e-5)
   wide = [jnp.pad(x, ((0, 0), (0, 3))) for x in (logp, old, roll, ref)]

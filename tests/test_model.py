@@ -9,7 +9,7 @@ from crjax.sharding import gather, make_mesh, put, tree_shardings
 RNG = np.random.default_rng(0)
 QWEN2 = model.Config(V=40, L=3, D=16, F=24, N=4, K=2, H=8, tied=True)
 QWEN3 = model.Config(
-    V=40, L=3, D=16, F=24, N=4, K=2, H=8, qkv_bias=False, qk_norm=True
+  V=40, L=3, D=16, F=24, N=4, K=2, H=8, qkv_bias=False, qk_norm=True
 )
 BOTH = pytest.mark.parametrize('cfg', [QWEN2, QWEN3], ids=['qwen2', 'qwen3'])
 
@@ -18,7 +18,9 @@ def weights(cfg, seed=0):
   """Random everywhere: biases and scales that start at 0 and 1 included."""
   params = model.init(cfg, jax.random.key(seed))
   leaves, tree = jax.tree.flatten(params)
-  noisy = [x + 0.1 * RNG.normal(size=x.shape).astype(np.float32) for x in leaves]
+  noisy = [
+    x + 0.1 * RNG.normal(size=x.shape).astype(np.float32) for x in leaves
+  ]
   return jax.tree.unflatten(tree, noisy)
 
 
@@ -30,7 +32,7 @@ def logits(cfg, params, tokens_BT, valid_BT=None, **kwargs):
   if valid_BT is None:
     valid_BT = np.ones_like(tokens_BT, bool)
   x_BTD = model.forward(
-      cfg, params, tokens_BT, valid_BT, **{'dtype': jnp.float32} | kwargs
+    cfg, params, tokens_BT, valid_BT, **{'dtype': jnp.float32} | kwargs
   )
   return np.asarray(model.logits(params, x_BTD))
 
@@ -48,8 +50,8 @@ def test_padding_on_either_side_changes_nothing(cfg, side):
   padded = np.pad(tokens_BT, pad, constant_values=7)
   valid_BT = np.pad(np.ones_like(tokens_BT, bool), pad)
   close(
-      logits(cfg, params, padded, valid_BT)[:, at],
-      logits(cfg, params, tokens_BT),
+    logits(cfg, params, padded, valid_BT)[:, at],
+    logits(cfg, params, tokens_BT),
   )
 
 
@@ -74,13 +76,13 @@ def test_prefill_and_decode_equal_teacher_forcing(cfg):
   seen, start = [], 0
   for stop in (4, 5, 6, T):  # A prompt, two single tokens, a few at once.
     x_BTD, cache = model.decode(
-        cfg,
-        decoding,
-        tokens_BT[:, start:stop],
-        pos_BT[:, start:stop],
-        valid_BS,
-        cache,
-        start,
+      cfg,
+      decoding,
+      tokens_BT[:, start:stop],
+      pos_BT[:, start:stop],
+      valid_BS,
+      cache,
+      start,
     )
     seen.append(model.logits(decoding, x_BTD))
     start = stop
@@ -94,13 +96,11 @@ def test_eight_devices_equal_one(cfg, mesh):
   want = logits(cfg, params, tokens_BT)
   mesh = make_mesh(mesh)
   with jax.set_mesh(mesh):
-    sharded = jax.tree.map(
-        jax.device_put, params, tree_shardings(params, mesh)
-    )
+    sharded = jax.tree.map(jax.device_put, params, tree_shardings(params, mesh))
     run = jax.jit(
-        lambda p, t: model.logits(
-            p, model.forward(cfg, p, t, jnp.ones_like(t, bool), dtype=jnp.float32)
-        )
+      lambda p, t: model.logits(
+        p, model.forward(cfg, p, t, jnp.ones_like(t, bool), dtype=jnp.float32)
+      )
     )
     close(gather(run(sharded, put(mesh, tokens_BT))), want)
 
@@ -110,14 +110,14 @@ def test_eight_devices_equal_one(cfg, mesh):
 def test_score_does_not_depend_on_chunks_and_is_log_softmax(cfg, chunk):
   params, tokens_BT = weights(cfg), tokens()
   logp_BT, entropy_BT = model.score(
-      cfg,
-      params,
-      tokens_BT,
-      np.ones_like(tokens_BT, bool),
-      start=3,
-      temperature=0.7,
-      dtype=jnp.float32,
-      chunk=chunk,
+    cfg,
+    params,
+    tokens_BT,
+    np.ones_like(tokens_BT, bool),
+    start=3,
+    temperature=0.7,
+    dtype=jnp.float32,
+    chunk=chunk,
   )
   z_BTV = logits(cfg, params, tokens_BT)[:, 2:-1] / 0.7
   all_BTV = np.asarray(jax.nn.log_softmax(z_BTV))
@@ -137,7 +137,7 @@ def test_compute_in_bf16_keeps_norms_and_logits_float32():
 
 
 def test_impossible_shapes_are_named():
-  with pytest.raises(ValueError, match='N=4 .* K=3'):
+  with pytest.raises(ValueError, match=r'N=4 .* K=3'):
     model.Config(V=8, L=1, D=8, F=8, N=4, K=3, H=4)
   with pytest.raises(ValueError, match='H=5'):
     model.Config(V=8, L=1, D=8, F=8, N=4, K=2, H=5)

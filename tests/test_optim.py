@@ -18,7 +18,7 @@ def test_schedule_warms_up_and_decays_to_a_tenth():
 
 
 def test_an_unknown_schedule_is_named():
-  with pytest.raises(ValueError, match='sine.*cosine'):
+  with pytest.raises(ValueError, match=r'sine.*cosine'):
     optim.schedule(1e-3, name='sine', warmup=1, steps=2)
 
 
@@ -38,9 +38,7 @@ def test_accumulated_sums_do_not_depend_on_the_slices(micro):
     y_B = jnp.tanh(x_BD @ params['w_D'])
     return (y_B**2).sum(), {'y': y_B.sum()}
 
-  grads, sums = jax.jit(
-      lambda w, x: optim.accumulate(loss, w, x, micro)
-  )(w, x)
+  grads, sums = jax.jit(lambda w, x: optim.accumulate(loss, w, x, micro))(w, x)
   want, want_sums = jax.grad(loss, has_aux=True)(w, x)
   np.testing.assert_allclose(grads['w_D'], want['w_D'], rtol=1e-5)
   np.testing.assert_allclose(sums['y'], want_sums['y'], rtol=1e-5)
@@ -58,17 +56,17 @@ def test_every_optimizer_lowers_the_loss(name):
   valid_BT = np.ones_like(tokens_BT, bool)
   rate = optim.schedule(1e-2, name='constant', warmup=0, steps=1)
   optimizer = optim.make(
-      name, rate, betas=(0.9, 0.95), weight_decay=0.1, max_norm=1.0
+    name, rate, betas=(0.9, 0.95), weight_decay=0.1, max_norm=1.0
   )
 
   def loss(params):
-    return -model.score(
-        CFG, params, tokens_BT, valid_BT, dtype=jnp.float32
-    )[0].mean()
+    return -model.score(CFG, params, tokens_BT, valid_BT, dtype=jnp.float32)[
+      0
+    ].mean()
 
   state = optim.init_state(optimizer, params, 0)
   step = jax.jit(
-      lambda s: optim.apply(optimizer, s, jax.grad(loss)(s['params']))[0]
+    lambda s: optim.apply(optimizer, s, jax.grad(loss)(s['params']))[0]
   )
   for _ in range(20):
     state = step(state)
@@ -88,5 +86,5 @@ def test_muon_reads_axes_off_the_names():
 
 
 def test_an_unknown_optimizer_is_named():
-  with pytest.raises(ValueError, match='sgd.*adamw'):
+  with pytest.raises(ValueError, match=r'sgd.*adamw'):
     optim.make('sgd', 1e-3, betas=(0, 0), weight_decay=0, max_norm=1)

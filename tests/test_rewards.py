@@ -9,11 +9,11 @@ from crjax.rewards import judge
 
 CODE = 'def f(x, y=1):\n  return x + y'
 OUTPUT = {
-    'kind': 'output',
-    'code': CODE,
-    'entry': 'f',
-    'args': '2, 3',
-    'output': '5',
+  'kind': 'output',
+  'code': CODE,
+  'entry': 'f',
+  'args': '2, 3',
+  'output': '5',
 }
 INPUT = OUTPUT | {'kind': 'input'}
 IN_FORM = '<reasoning>r</reasoning>\n<answer>{}</answer>'
@@ -31,76 +31,76 @@ def reward(pool, task, text, truncated=False):
 
 
 @pytest.mark.parametrize(
-    ('text', 'answer', 'form'),
-    [
-        ('<reasoning>a</reasoning><answer>1</answer>', '1', True),
-        ('\n<reasoning>\na\n</reasoning>\n<answer>\n1\n</answer>\n', '1', True),
-        ('<reasoning>a</reasoning><answer>```python\n1\n```</answer>', '1', True),
-        ('<answer>1</answer>', '1', False),
-        ('<reasoning>a</reasoning>so<answer>1</answer>', '1', False),
-        ('<reasoning>a</reasoning><answer>1</answer>bye', '1', False),
-        ('<reasoning>a<answer>1</answer></reasoning>', '1', False),
-        ('<answer>1</answer><reasoning>a</reasoning>', '1', False),
-        (
-            '<reasoning>a</reasoning><answer>1</answer><answer>2</answer>',
-            '2',
-            False,
-        ),
-        ('<answer>1<answer>2</answer>', '2', False),
-        ('[ANSWER]1[/ANSWER]', '1', False),
-        ('<reasoning>a</reasoning><answer>1', None, False),
-        ('', None, False),
-    ],
+  ('text', 'answer', 'form'),
+  [
+    ('<reasoning>a</reasoning><answer>1</answer>', '1', True),
+    ('\n<reasoning>\na\n</reasoning>\n<answer>\n1\n</answer>\n', '1', True),
+    ('<reasoning>a</reasoning><answer>```python\n1\n```</answer>', '1', True),
+    ('<answer>1</answer>', '1', False),
+    ('<reasoning>a</reasoning>so<answer>1</answer>', '1', False),
+    ('<reasoning>a</reasoning><answer>1</answer>bye', '1', False),
+    ('<reasoning>a<answer>1</answer></reasoning>', '1', False),
+    ('<answer>1</answer><reasoning>a</reasoning>', '1', False),
+    (
+      '<reasoning>a</reasoning><answer>1</answer><answer>2</answer>',
+      '2',
+      False,
+    ),
+    ('<answer>1<answer>2</answer>', '2', False),
+    ('[ANSWER]1[/ANSWER]', '1', False),
+    ('<reasoning>a</reasoning><answer>1', None, False),
+    ('', None, False),
+  ],
 )
 def test_the_last_answer_counts_and_the_form_is_one_of_each(text, answer, form):
   assert rewards.extract(text) == (answer, form)
 
 
 @pytest.mark.parametrize(
-    ('source', 'value'),
-    [
-        ("'a'", 'a'),
-        ('[1, (2,), {3: None}]', [1, (2,), {3: None}]),
-        ('-1.5', -1.5),
-        ('1+2j', 1 + 2j),
-        ('{1, 2}', {1, 2}),
-        ('set()', set()),
-        ('frozenset({1})', frozenset({1})),
-        ('[set(), (frozenset({1}),)]', [set(), (frozenset({1}),)]),
-        ("b'x'", b'x'),
-        ("'" + '(' * 60 + "'", '(' * 60),
-        ("'a' 'b'", 'ab'),
-    ],
+  ('source', 'value'),
+  [
+    ("'a'", 'a'),
+    ('[1, (2,), {3: None}]', [1, (2,), {3: None}]),
+    ('-1.5', -1.5),
+    ('1+2j', 1 + 2j),
+    ('{1, 2}', {1, 2}),
+    ('set()', set()),
+    ('frozenset({1})', frozenset({1})),
+    ('[set(), (frozenset({1}),)]', [set(), (frozenset({1}),)]),
+    ("b'x'", b'x'),
+    ("'" + '(' * 60 + "'", '(' * 60),
+    ("'a' 'b'", 'ab'),
+  ],
 )
 def test_literals(source, value):
   assert rewards.literal(source) == value
 
 
 @pytest.mark.parametrize(
-    'source',
-    [
-        '',
-        'x',
-        '1 +',
-        '1; 2',
-        'print(1)',
-        '10**10**10',
-        "'a' * 10**9",
-        '[i for i in x]',
-        "f'{1}'",
-        '9' * 5000,  # Longer than an answer may be.
-        '[' * 60 + ']' * 60,
-        '-' * 3000 + '1',
-        'set([1])',
-        'frozenset(1, 2)',
-        'frozenset(1)',
-        'frozenset([[]])',
-        '{**{}}',
-        '{[]: 1}',
-        'x = 1',
-        "assert 1, 'no'",
-        '\x00',
-    ],
+  'source',
+  [
+    '',
+    'x',
+    '1 +',
+    '1; 2',
+    'print(1)',
+    '10**10**10',
+    "'a' * 10**9",
+    '[i for i in x]',
+    "f'{1}'",
+    '9' * 5000,  # Longer than an answer may be.
+    '[' * 60 + ']' * 60,
+    '-' * 3000 + '1',
+    'set([1])',
+    'frozenset(1, 2)',
+    'frozenset(1)',
+    'frozenset([[]])',
+    '{**{}}',
+    '{[]: 1}',
+    'x = 1',
+    "assert 1, 'no'",
+    '\x00',
+  ],
 )
 def test_anything_else_is_refused_and_never_run(source):
   with pytest.raises(ValueError):
@@ -119,22 +119,22 @@ def test_equality_is_pythons_and_typed_equality_is_not():
 
 
 @pytest.mark.parametrize(
-    ('answer', 'right'),
-    [
-        ('5', True),
-        ('5.0', True),  # Python's equality; `typed` says otherwise.
-        ('assert f(2, 3) == 5', True),
-        ('f(2, 3) == 5', True),
-        ('assert 5 == f(2,3)', True),
-        ('6', False),
-        ("'5'", False),
-        ('assert f(1, 4) == 5', False),  # Another call.
-        ('2 + 3', False),
-        ('f(2, 3)', False),
-        ('assert f(2, 3) == f(2, 3)', False),
-        ('assert f(2, 3) != 6', False),
-        ('assert True', False),
-    ],
+  ('answer', 'right'),
+  [
+    ('5', True),
+    ('5.0', True),  # Python's equality; `typed` says otherwise.
+    ('assert f(2, 3) == 5', True),
+    ('f(2, 3) == 5', True),
+    ('assert 5 == f(2,3)', True),
+    ('6', False),
+    ("'5'", False),
+    ('assert f(1, 4) == 5', False),  # Another call.
+    ('2 + 3', False),
+    ('f(2, 3)', False),
+    ('assert f(2, 3) == f(2, 3)', False),
+    ('assert f(2, 3) != 6', False),
+    ('assert True', False),
+  ],
 )
 def test_output_answers(pool, answer, right):
   got, info = reward(pool, OUTPUT, IN_FORM.format(answer))
@@ -144,27 +144,27 @@ def test_output_answers(pool, answer, right):
 
 
 @pytest.mark.parametrize(
-    ('answer', 'right'),
-    [
-        ('f(2, 3)', True),
-        ('f(4)', True),  # Any input that gives the output.
-        ('f(x=1, y=4)', True),
-        ('1, 4', True),
-        ('1, y=4', True),
-        ('4', True),
-        ('assert f(0, 5) == 5', True),
-        ('f(2)', False),
-        ('f(2, 3, 4)', False),
-        ("f('a')", False),
-        ('g(2, 3)', False),
-        ('f(*[2, 3])', False),
-        ("f(**{'x': 2, 'y': 3})", False),
-        ('f(2, 1 + 2)', False),
-        ('f(2, 3) or 5', False),
-        ('f(2), f(3)', False),
-        ('2) or (5', False),
-        ('', False),
-    ],
+  ('answer', 'right'),
+  [
+    ('f(2, 3)', True),
+    ('f(4)', True),  # Any input that gives the output.
+    ('f(x=1, y=4)', True),
+    ('1, 4', True),
+    ('1, y=4', True),
+    ('4', True),
+    ('assert f(0, 5) == 5', True),
+    ('f(2)', False),
+    ('f(2, 3, 4)', False),
+    ("f('a')", False),
+    ('g(2, 3)', False),
+    ('f(*[2, 3])', False),
+    ("f(**{'x': 2, 'y': 3})", False),
+    ('f(2, 1 + 2)', False),
+    ('f(2, 3) or 5', False),
+    ('f(2), f(3)', False),
+    ('2) or (5', False),
+    ('', False),
+  ],
 )
 def test_input_answers_are_tried(pool, answer, right):
   got, info = reward(pool, INPUT, IN_FORM.format(answer))
@@ -213,15 +213,15 @@ def test_a_program_that_hangs_on_an_input_is_just_wrong():
 
 
 @pytest.mark.parametrize(
-    'answer',
-    [
-        f'assert f({"1+" * 1500}1) == 1',
-        f'f({"-" * 2500}1) == 1',
-        'frozenset([[1]])',
-        f'{"[" * 150}{"]" * 150}',
-        'lambda:' * 500 + '1',
-        '0x' + 'f' * 4000,  # Has more digits than Python prints.
-    ],
+  'answer',
+  [
+    f'assert f({"1+" * 1500}1) == 1',
+    f'f({"-" * 2500}1) == 1',
+    'frozenset([[1]])',
+    f'{"[" * 150}{"]" * 150}',
+    'lambda:' * 500 + '1',
+    '0x' + 'f' * 4000,  # Has more digits than Python prints.
+  ],
 )
 @pytest.mark.parametrize('task', [OUTPUT, INPUT])
 def test_no_answer_costs_the_batch(pool, task, answer):
@@ -240,7 +240,7 @@ def test_sets_reach_the_worker_in_one_order():
   args = judge.input_arguments("{'c', 'a', 'b'}, frozenset({2, 1}), set()", 'f')
   assert args == "{'a', 'b', 'c'}, frozenset({1, 2}), set()"
   assert judge.render(((), (1,), {'k': [1e999]})) == (
-      "((), (1, ), {'k': [1e999]}, )"
+    "((), (1, ), {'k': [1e999]}, )"
   )
 
 

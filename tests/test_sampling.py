@@ -26,12 +26,12 @@ def sample(rows=None, *, temperature=1.0, top_p=1.0, top_k=0, key=0, **knobs):
   fixed = {'rollouts': R, 'steps': C, 'stop_ids': STOP, 'pad_id': PAD}
   sampler = sampling.make(CFG, **fixed | knobs)
   rolled = sampler(
-      model.unstack(PARAMS, jnp.float32),
-      *(rows or prompts()),
-      jax.random.key(key),
-      temperature,
-      top_p,
-      top_k,
+    model.unstack(PARAMS, jnp.float32),
+    *(rows or prompts()),
+    jax.random.key(key),
+    temperature,
+    top_p,
+    top_k,
   )
   return jax.device_get(rolled)
 
@@ -41,13 +41,13 @@ def scores(rolled, rows, temperature=1.0):
   tokens_QP, mask_QP, _ = rows
   repeat = lambda x: np.repeat(x, R, axis=0)
   logp_BC, _ = model.score(
-      CFG,
-      PARAMS,
-      np.hstack([repeat(tokens_QP), rolled.tokens_BT]),
-      np.hstack([repeat(mask_QP), rolled.mask_BT]),
-      start=tokens_QP.shape[1],
-      temperature=temperature,
-      dtype=jnp.float32,
+    CFG,
+    PARAMS,
+    np.hstack([repeat(tokens_QP), rolled.tokens_BT]),
+    np.hstack([repeat(mask_QP), rolled.mask_BT]),
+    start=tokens_QP.shape[1],
+    temperature=temperature,
+    dtype=jnp.float32,
   )
   return np.where(rolled.mask_BT, logp_BC, 0)
 
@@ -64,11 +64,11 @@ def test_a_completion_ends_with_its_end_token():
   length_B = rolled.mask_BT.sum(1)
   assert rolled.stopped_B.any()
   for row, mask, n, stopped in zip(
-      rolled.tokens_BT,
-      rolled.mask_BT,
-      length_B,
-      rolled.stopped_B,
-      strict=True,
+    rolled.tokens_BT,
+    rolled.mask_BT,
+    length_B,
+    rolled.stopped_B,
+    strict=True,
   ):
     assert mask[:n].all() and not mask[n:].any()
     assert (row[n:] == PAD).all()
@@ -89,9 +89,7 @@ def test_greedy_is_repeated_argmax():
 
 
 def test_new_knobs_compile_nothing():
-  sampler = sampling.make(
-      CFG, rollouts=R, steps=C, stop_ids=STOP, pad_id=PAD
-  )
+  sampler = sampling.make(CFG, rollouts=R, steps=C, stop_ids=STOP, pad_id=PAD)
   params = model.unstack(PARAMS, jnp.float32)
   for knobs in ((1.0, 1.0, 0), (0.0, 1.0, 0), (0.7, 0.9, 5), (1.0, 0.5, 0)):
     sampler(params, *prompts(), jax.random.key(0), *knobs)
@@ -105,9 +103,7 @@ def test_noise_belongs_to_question_rollout_and_position_alone():
   wider = sample(prompts(width=P + 5))
   more = sample(rollouts=R + 1)
   rows_QR = lambda rolled, r: rolled.tokens_BT.reshape(Q, r, C)
-  np.testing.assert_array_equal(
-      rows_QR(shuffled, R), rows_QR(want, R)[order]
-  )
+  np.testing.assert_array_equal(rows_QR(shuffled, R), rows_QR(want, R)[order])
   np.testing.assert_array_equal(wider.tokens_BT, want.tokens_BT)
   np.testing.assert_array_equal(rows_QR(more, R + 1)[:, :R], rows_QR(want, R))
   assert (sample(key=1).tokens_BT != want.tokens_BT).any()
@@ -119,11 +115,9 @@ def test_every_mesh_samples_the_same(mesh):
   mesh = make_mesh(mesh)
   with jax.set_mesh(mesh):
     params = sampling.make_decode_copy(CFG, mesh, jnp.float32)(PARAMS)
-    sampler = sampling.make(
-        CFG, rollouts=R, steps=C, stop_ids=STOP, pad_id=PAD
-    )
+    sampler = sampling.make(CFG, rollouts=R, steps=C, stop_ids=STOP, pad_id=PAD)
     got = gather(
-        sampler(params, *put(mesh, prompts()), jax.random.key(0), 1.0, 1.0, 0)
+      sampler(params, *put(mesh, prompts()), jax.random.key(0), 1.0, 1.0, 0)
     )
   np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
   np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=2e-5)

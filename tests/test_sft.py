@@ -27,11 +27,11 @@ def step(batch, *, mesh=(8, 1, 1), micro=1, dtype=jnp.float32, remat='none'):
   # Adam divides by the gradient's size, and so magnifies rounding near 0.
   optimizer = optax.sgd(rate, momentum=0.9)
   init = lambda: optim.init_state(
-      optimizer, model.init(CFG, jax.random.key(0)), 0
+    optimizer, model.init(CFG, jax.random.key(0)), 0
   )
   shardings = tree_shardings(jax.eval_shape(init), mesh)
   update = sft.make_update(
-      CFG, optimizer, rate, micro=micro, dtype=dtype, remat=remat
+    CFG, optimizer, rate, micro=micro, dtype=dtype, remat=remat
   )
   with jax.set_mesh(mesh):
     state = jax.jit(init, out_shardings=shardings)()
@@ -41,7 +41,7 @@ def step(batch, *, mesh=(8, 1, 1), micro=1, dtype=jnp.float32, remat='none'):
 
 def assert_close(a, b, tolerance=1e-5):
   jax.tree.map(
-      lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance), a, b
+    lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance), a, b
   )
 
 
@@ -69,11 +69,11 @@ def test_only_completion_tokens_are_learnt():
   mask_BT = batch.mask_BT[:, 1:]
   params = model.init(CFG, jax.random.key(0))
   logp_BT, _ = model.score(
-      CFG,
-      params,
-      batch.tokens_BT,
-      np.ones_like(batch.mask_BT),
-      dtype=jnp.float32,
+    CFG,
+    params,
+    batch.tokens_BT,
+    np.ones_like(batch.mask_BT),
+    dtype=jnp.float32,
   )
   want = -np.asarray(logp_BT)[mask_BT].mean()
   assert metrics['loss'] == pytest.approx(want, rel=1e-5)
@@ -89,9 +89,7 @@ def test_padding_on_the_right_changes_nothing():
 @pytest.mark.parametrize('remat', ['full', 'dots'])
 def test_rematerialization_changes_memory_only(remat):
   batch = examples()
-  assert_close(
-      step(batch, remat=remat)[0]['params'], step(batch)[0]['params']
-  )
+  assert_close(step(batch, remat=remat)[0]['params'], step(batch)[0]['params'])
 
 
 def test_bf16_compute_keeps_float32_state():

@@ -15,8 +15,8 @@ def test_a_name_carries_its_axes():
 def test_specs_come_from_names_and_stacked_axes_stay_whole():
   mesh = sharding.make_mesh((2, 2, 2))
   tree = {
-      'embed_VD': np.zeros((8, 4)),
-      'layers': {'q_DNH': np.zeros((3, 4, 2, 8)), 'scale': np.zeros((3, 4))},
+    'embed_VD': np.zeros((8, 4)),
+    'layers': {'q_DNH': np.zeros((3, 4, 2, 8)), 'scale': np.zeros((3, 4))},
   }
   got = jax.tree.map(lambda s: s.spec, sharding.tree_shardings(tree, mesh))
   assert got['embed_VD'] == P('tensor', 'fsdp')
@@ -27,7 +27,7 @@ def test_specs_come_from_names_and_stacked_axes_stay_whole():
 def test_decode_weights_are_whole_over_fsdp():
   mesh = sharding.make_mesh((1, 4, 2))
   got = sharding.tree_shardings(
-      {'q_DNH': np.zeros((4, 2, 8))}, mesh, sharding.DECODE_WEIGHTS
+    {'q_DNH': np.zeros((4, 2, 8))}, mesh, sharding.DECODE_WEIGHTS
   )
   assert got['q_DNH'].spec == P(None, 'tensor', None)
 

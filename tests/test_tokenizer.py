@@ -6,14 +6,14 @@ import transformers
 from crjax import tokenizer
 
 TASK = {
-    'code': "def f(x):\n    return x + '!'",
-    'entry': 'f',
-    'args': "'vkx'",
-    'output': "'vkx!'",
+  'code': "def f(x):\n    return x + '!'",
+  'entry': 'f',
+  'args': "'vkx'",
+  'output': "'vkx!'",
 }
 CHAT = [
-    *tokenizer.messages('output', **TASK),
-    {'role': 'assistant', 'content': '<reasoning>\nr\n</reasoning>'},
+  *tokenizer.messages('output', **TASK),
+  {'role': 'assistant', 'content': '<reasoning>\nr\n</reasoning>'},
 ]
 
 
@@ -24,8 +24,8 @@ def small(smoke_data):
 
 def test_a_question_never_holds_its_answer():
   output, given = (
-      tokenizer.messages(kind, **TASK)[1]['content']
-      for kind in ('output', 'input')
+    tokenizer.messages(kind, **TASK)[1]['content']
+    for kind in ('output', 'input')
   )
   assert "f('vkx') == ??" in output and "'vkx!'" not in output
   assert "f(??) == 'vkx!'" in given and "('vkx')" not in given
@@ -37,7 +37,7 @@ def test_our_template_renders_as_qwens(small, assets):
   qwen = tokenizer.load(assets / 'tokenizers' / 'Qwen2.5-Instruct')
   for generate in (False, True):
     render = lambda tok, generate=generate: tok.apply_chat_template(
-        CHAT, tokenize=False, add_generation_prompt=generate
+      CHAT, tokenize=False, add_generation_prompt=generate
     )
     assert render(small) == render(qwen)
 
@@ -88,11 +88,11 @@ def test_decode_cuts_each_row_at_its_length(small):
   ids = small('abc def')['input_ids']
   rows = [ids + [0] * 3] * 2
   assert tokenizer.decode(small, rows, [len(ids), 1]) == [
-      'abc def',
-      small.decode(ids[:1]),
+    'abc def',
+    small.decode(ids[:1]),
   ]
 
 
 def test_a_directory_without_tokenizer_is_named(tmp_path):
-  with pytest.raises(FileNotFoundError, match='tokenizer_config.json'):
+  with pytest.raises(FileNotFoundError, match=r'tokenizer_config\.json'):
     tokenizer.load(tmp_path)

@@ -29,13 +29,13 @@ def command(config, **values):
 def start(args, **kwargs):
   env = os.environ | TWO_DEVICES | {'JAX_PLATFORMS': 'cpu'}
   return subprocess.Popen(
-      args,
-      cwd=ROOT,
-      env=env,
-      text=True,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      **kwargs,
+    args,
+    cwd=ROOT,
+    env=env,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    **kwargs,
   )
 
 
@@ -70,17 +70,19 @@ def kill_after(args, workdir, step):
 def without_clock(lines):
   """What must be equal: everything but wall-clock readings."""
   return [
-      {
-          k: v
-          for k, v in line.items()
-          if not k.startswith(('time', 'tokens_per', 'perf'))
-      }
-      for line in lines
+    {
+      k: v
+      for k, v in line.items()
+      if not k.startswith(('time', 'tokens_per', 'perf'))
+    }
+    for line in lines
   ]
 
 
 def assert_same_run(a, b):
-  (step_a, params_a), (step_b, params_b) = map(checkpoint.restore_params, (a, b))
+  (step_a, params_a), (step_b, params_b) = map(
+    checkpoint.restore_params, (a, b)
+  )
   assert step_a == step_b
   jax.tree.map(np.testing.assert_array_equal, params_a, params_b)
   assert without_clock(steps_logged(a)) == without_clock(steps_logged(b))
@@ -97,26 +99,26 @@ def policy(tmp_path_factory, smoke_data):
 
 def sft_args(smoke_data, workdir):
   values = {
-      'data': smoke_data / 'sft_train.parquet',
-      'tokenizer': smoke_data / 'tokenizer',
-      'workdir': workdir,
-      'batch': 4,
-      'save_every': 5,
+    'data': smoke_data / 'sft_train.parquet',
+    'tokenizer': smoke_data / 'tokenizer',
+    'workdir': workdir,
+    'batch': 4,
+    'save_every': 5,
   }
   return command('sft_smoke', **values) + TINY
 
 
 def grpo_args(smoke_data, policy, workdir, **more):
   values = {
-      'data': smoke_data / 'rl_train.parquet',
-      'model': policy,
-      'workdir': workdir,
-      'steps': 8,
-      'questions': 4,
-      'rollouts': 2,
-      'completion_length': 16,
-      'save_every': 3,
-      'samples_every': 2,
+    'data': smoke_data / 'rl_train.parquet',
+    'model': policy,
+    'workdir': workdir,
+    'steps': 8,
+    'questions': 4,
+    'rollouts': 2,
+    'completion_length': 16,
+    'save_every': 3,
+    'samples_every': 2,
   }
   return command('grpo_smoke', **values | more)
 
@@ -149,7 +151,9 @@ def test_a_killed_grpo_run_resumes_bit_for_bit(smoke_data, policy, tmp_path):
     assert 'step_000008.parquet' in names
 
 
-def test_a_finished_run_started_again_changes_nothing(smoke_data, policy, tmp_path):
+def test_a_finished_run_started_again_changes_nothing(
+  smoke_data, policy, tmp_path
+):
   args = grpo_args(smoke_data, policy, tmp_path / 'run', steps=2)
   assert finish(args)[0] == 0
   before = steps_logged(tmp_path / 'run')
@@ -159,11 +163,11 @@ def test_a_finished_run_started_again_changes_nothing(smoke_data, policy, tmp_pa
 
 
 def test_another_config_in_the_same_directory_is_refused(
-    smoke_data, policy, tmp_path
+  smoke_data, policy, tmp_path
 ):
   args = grpo_args(smoke_data, policy, tmp_path / 'run', steps=1)
   assert finish(args)[0] == 0
-  code, output = finish(args + ['--config.lr=0.5'])
+  code, output = finish([*args, '--config.lr=0.5'])
   assert code != 0
   assert 'lr: 0.0003 before, 0.5 now' in output
 
@@ -187,7 +191,7 @@ def test_a_typo_in_a_field_is_named(tmp_path):
 
 
 def test_the_vocabulary_must_hold_the_tokenizer(smoke_data, tmp_path):
-  args = sft_args(smoke_data, tmp_path / 'run') + ['--config.shape.V=16']
+  args = [*sft_args(smoke_data, tmp_path / 'run'), '--config.shape.V=16']
   code, output = finish(args)
   assert code != 0
   assert 'config.shape.V = 16' in output

@@ -14,7 +14,7 @@ ENTRY = 'f'
 
 
 def load(path) -> list[dict]:
-  """Tasks {id, kind, code, entry, args, output}, output before input prediction.
+  """Tasks {id, kind, code, entry, args, output}, two a line.
 
   Raises FileNotFoundError, or ValueError naming the line and the field.
   """
@@ -28,18 +28,18 @@ def load(path) -> list[dict]:
     first = seen.setdefault(item['id'], number)
     if first != number:
       raise ValueError(
-          f'{path}, line {number}: field \'id\' repeats that of line {first}'
+        f"{path}, line {number}: field 'id' repeats that of line {first}"
       )
     tasks += [
-        {
-            'id': f'{item["id"]}-{kind}',
-            'kind': kind,
-            'code': item['code'],
-            'entry': ENTRY,
-            'args': item['input'],
-            'output': item['output'],
-        }
-        for kind in ('output', 'input')
+      {
+        'id': f'{item["id"]}-{kind}',
+        'kind': kind,
+        'code': item['code'],
+        'entry': ENTRY,
+        'args': item['input'],
+        'output': item['output'],
+      }
+      for kind in ('output', 'input')
     ]
   if not tasks:
     raise ValueError(f'{path} holds no items')
@@ -54,13 +54,13 @@ def gold(task) -> str:
 
 
 def check_gold(tasks, pool) -> list[dict]:
-  """The tasks whose published answer our judge calls wrong, with its verdict."""
+  """The tasks whose published answer the judge calls wrong, with verdicts."""
   texts = [gold(task) for task in tasks]
   rewards_B, infos = score(tasks, texts, [False] * len(tasks), pool)
   return [
-      task | info
-      for task, info, reward in zip(tasks, infos, rewards_B, strict=True)
-      if reward != 1
+    task | info
+    for task, info, reward in zip(tasks, infos, rewards_B, strict=True)
+    if reward != 1
   ]
 
 

@@ -61,9 +61,9 @@ class Pool:
 
   def __init__(self, workers=2, *, cpu_seconds=2.0, memory_mb=512):
     self._limits = {
-        'cpu_seconds': cpu_seconds,
-        'wall_seconds': 4 * cpu_seconds,
-        'memory_mb': memory_mb,
+      'cpu_seconds': cpu_seconds,
+      'wall_seconds': 4 * cpu_seconds,
+      'memory_mb': memory_mb,
     }
     self._threads = concurrent.futures.ThreadPoolExecutor(workers)
     self._idle = queue.SimpleQueue()
@@ -113,14 +113,14 @@ def start() -> subprocess.Popen:
   libraries = {k: v for k, v in os.environ.items() if k == 'LD_LIBRARY_PATH'}
   with tempfile.TemporaryDirectory(prefix='crjax-') as directory:
     process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=libraries | fixed,
-        cwd=directory,
-        text=True,
-        start_new_session=True,
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      env=libraries | fixed,
+      cwd=directory,
+      text=True,
+      start_new_session=True,
     )
     ready = process.stdout.readline()
   if ready != 'ready\n':

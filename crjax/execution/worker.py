@@ -97,16 +97,16 @@ def verdict(reply, status):
 def checked(found):
   """A reply in the one shape that the pool reads: the sender is not trusted."""
   steps = [
-      [int(line), str(event), {str(k): str(v) for k, v in changed.items()}]
-      for line, event, changed in found.get('steps', ())
+    [int(line), str(event), {str(k): str(v) for k, v in changed.items()}]
+    for line, event, changed in found.get('steps', ())
   ]
   if found['verdict'] not in VERDICTS:
     raise ValueError(found['verdict'])
   return {
-      'verdict': found['verdict'],
-      'value': str(found.get('value', ''))[:VALUE_BYTES],
-      'detail': str(found.get('detail', '')),
-      'steps': steps,
+    'verdict': found['verdict'],
+    'value': str(found.get('value', ''))[:VALUE_BYTES],
+    'detail': str(found.get('detail', '')),
+    'steps': steps,
   }
 
 
@@ -165,8 +165,8 @@ def reply_to(job):
     return {'verdict': 'timeout', 'detail': f'more than {MAX_STEPS} steps'}
   except BaseException as error:  # The sandbox turns every failure into data.
     return {
-        'verdict': 'error',
-        'detail': f'{type(error).__name__}: {str(error)[:200]}',
+      'verdict': 'error',
+      'detail': f'{type(error).__name__}: {str(error)[:200]}',
     }
 
 
@@ -198,8 +198,8 @@ def execute(job):
   if not callable(entry):
     return {'verdict': 'error', 'detail': f'no function {job["entry"]!r}'}
   args, kwargs = eval(
-      compile(f'_collect({job["args"]})', '<arguments>', 'eval'),
-      scope | {'_collect': lambda *args, **kwargs: (args, kwargs)},
+    compile(f'_collect({job["args"]})', '<arguments>', 'eval'),
+    scope | {'_collect': lambda *args, **kwargs: (args, kwargs)},
   )
   steps = []
   if job['trace']:

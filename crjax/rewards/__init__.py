@@ -5,10 +5,10 @@ from crjax.rewards.judge import literal, strict_equal, typed_equal
 from crjax.rewards.scoring import score
 
 __all__ = [
-    'Answer',
-    'extract',
-    'literal',
-    'score',
-    'strict_equal',
-    'typed_equal',
+  'Answer',
+  'extract',
+  'literal',
+  'score',
+  'strict_equal',
+  'typed_equal',
 ]

@@ -4,14 +4,14 @@ import re
 from typing import NamedTuple
 
 FORM = re.compile(
-    r'\s*<reasoning>(?P<reasoning>.*?)</reasoning>'
-    r'\s*<answer>(?P<answer>.*?)</answer>\s*',
-    re.DOTALL,
+  r'\s*<reasoning>(?P<reasoning>.*?)</reasoning>'
+  r'\s*<answer>(?P<answer>.*?)</answer>\s*',
+  re.DOTALL,
 )
 ANSWER = re.compile(r'<answer>((?:(?!<answer>).)*?)</answer>', re.DOTALL)
 # Tempered: a model that repeats the tag must not cost quadratic time.
 BENCHMARK = re.compile(
-    r'\[ANSWER\]((?:(?!\[ANSWER\]).)*?)\[/ANSWER\]', re.DOTALL
+  r'\[ANSWER\]((?:(?!\[ANSWER\]).)*?)\[/ANSWER\]', re.DOTALL
 )
 FENCE = re.compile(r'```[a-zA-Z]*\n(.*?)\n?```', re.DOTALL)
 TAGS = ('<reasoning>', '</reasoning>', '<answer>', '</answer>')

@@ -162,7 +162,7 @@ def _sides(node, entry):
 
 def _calls(node, name) -> bool:
   return (
-      isinstance(node, ast.Call)
-      and isinstance(node.func, ast.Name)
-      and node.func.id == name
+    isinstance(node, ast.Call)
+    and isinstance(node.func, ast.Name)
+    and node.func.id == name
   )

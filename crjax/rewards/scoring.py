@@ -33,13 +33,13 @@ def score(tasks, texts, truncated, pool):
   for i, result in zip(waiting, pool.run(jobs), strict=True):
     infos[i] |= _executed(tasks[i], result)
   rewards_B = np.array(
-      [
-          np.nan
-          if info['verdict'] == 'infra'
-          else float(info['right'] and info['format_ok'] and not cut)
-          for info, cut in zip(infos, truncated, strict=True)
-      ],
-      np.float32,
+    [
+      np.nan
+      if info['verdict'] == 'infra'
+      else float(info['right'] and info['format_ok'] and not cut)
+      for info, cut in zip(infos, truncated, strict=True)
+    ],
+    np.float32,
   )
   return rewards_B, infos
 
@@ -72,18 +72,18 @@ def _compared(task, value, text):
   expected = judge.literal(task['output'])
   right = judge.strict_equal(value, expected)
   return _verdict(
-      'pass' if right else 'wrong',
-      right=right,
-      typed=right and judge.typed_equal(value, expected),
-      value=text,
+    'pass' if right else 'wrong',
+    right=right,
+    typed=right and judge.typed_equal(value, expected),
+    value=text,
   )
 
 
 def _verdict(verdict, *, right=False, typed=False, value='', detail=''):
   return {
-      'verdict': verdict,
-      'right': right,
-      'typed': typed,
-      'value': value,
-      'detail': detail,
+    'verdict': verdict,
+    'right': right,
+    'typed': typed,
+    'value': value,
+    'detail': detail,
   }
