@@ -5,8 +5,9 @@
 Hardware: a v5p-16 or v6e-16 slice, or 8 GPUs of 80 GB.
 Hours: not measured. Expected: the paper (arXiv 2507.17548) reports 27-40 % over
 earlier methods with both stages.
-Recipe: 128 questions x 16 rollouts, one update a batch, T = 1, group mean and
-batch std, token mean over the step, clip 0.2/0.28, IcePop [0.5, 5], no KL.
+Recipe: 128 of 192 questions x 16 rollouts, one update a batch, T = 1, group
+mean and batch std, token mean over the step, clip 0.2/0.28, IcePop [0.5, 5],
+no KL.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +31,8 @@ def get_config():
   }
 
   c.steps = 200
-  c.questions = 128
+  c.questions = 192  # Sampled a step; of these
+  c.groups = 128  # so many are trained on, those with an advantage first.
   c.rollouts = 16
   c.prompt_length = 2048
   c.completion_length = 4096

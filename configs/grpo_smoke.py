@@ -26,12 +26,13 @@ def get_config():
     'data': 'python -m data_pipeline.build --config=configs/data_smoke.py',
   }
 
-  c.steps = 60
-  c.questions = 16
+  c.steps = 64
+  c.questions = 32  # Sampled a step; of these
+  c.groups = 16  # so many are trained on, those with an advantage first.
   c.rollouts = 8
-  c.prompt_length = 128
+  c.prompt_length = 112
   c.completion_length = 96
-  c.multiple = 32  # Widths of an update: one compilation each.
+  c.multiple = 16  # Widths of an update: one compilation each.
   c.temperature = 1.0
   c.waves = 2
   c.workers = 2
@@ -43,8 +44,8 @@ def get_config():
   c.minibatches = 1
   c.micro = 1
   c.optimizer = 'adamw'
-  c.lr = 3e-4
-  c.schedule = 'constant'
+  c.lr = 2.5e-4
+  c.schedule = 'linear'
   c.warmup = 5
   c.betas = (0.9, 0.95)
   c.weight_decay = 0.01

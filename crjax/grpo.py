@@ -117,15 +117,11 @@ def make_judge(tok, pool, *, rollouts: int):
       part = jax.tree.map(lambda x: x[share], done[-1])
       length_B = part.mask_BT.sum(1) - part.stopped_B  # Without the end token.
       texts = tokenizer.decode(tok, part.tokens_BT, length_B)
-      tasks_here = [tasks_B[i] for i in mine]
-      rewards_B[mine], infos = rewards.score(
-        tasks_here, texts, ~part.stopped_B, pool
-      )
+      some = [tasks_B[i] for i in mine]
+      rewards_B[mine], infos = rewards.score(some, texts, ~part.stopped_B, pool)
       rows += [
         {'row': i, 'reward': float(rewards_B[i]), 'text': text} | task | info
-        for i, text, task, info in zip(
-          mine, texts, tasks_here, infos, strict=True
-        )
+        for i, text, task, info in zip(mine, texts, some, infos, strict=True)
       ]
     rolled = sampling.Rollout(*map(np.concatenate, zip(*done, strict=True)))
     rewards_QR = sum_over_processes(rewards_B).reshape(-1, rollouts)
@@ -134,27 +130,41 @@ def make_judge(tok, pool, *, rollouts: int):
   return judge
 
 
-def make_batch(questions, rolled, adv_QR, *, multiple: int = 1) -> Batch:
+def make_batch(questions, rolled, adv_QR, *, groups: int, multiple=1) -> Batch:
   """The update's input from prompts, their rollouts and advantages; NumPy.
 
-  Columns that no row uses are cut off at both ends, down to a `multiple`: the
-  update then costs what was sampled, at one compilation per width.
+  Of the groups that were sampled, `groups` are kept: in dispatch order those
+  with an advantage, then, where they do not suffice, the others, which have no
+  gradient (dynamic sampling, DAPO). Order of completion plays no part, so
+  short answers win nothing. Columns that no kept row uses are cut off at both
+  ends, down to a `multiple`: the update costs what was sampled, at one
+  compilation per width.
   """
-  prompt_QP, mask_QP = questions.tokens_QP, questions.mask_QP
+  kept_G = keep(adv_QR, groups)
+  R = adv_QR.shape[1]
+  rows_B = (kept_G[:, None] * R + np.arange(R)).ravel()
+  rolled = jax.tree.map(lambda x: x[rows_B], rolled)
+  mask_QP = questions.mask_QP[kept_G]
   P = _width(mask_QP.any(0)[::-1], multiple)
   C = _width(rolled.mask_BT.any(0), multiple)
-  repeat = lambda x_QP: np.repeat(x_QP[:, -P:], adv_QR.shape[1], axis=0)
-  cut = lambda x_BT: x_BT[:, :C]
-  mask_BC, logp_BC = cut(rolled.mask_BT), cut(rolled.logp_BT)
+  repeat = lambda x_QP: np.repeat(x_QP[:, -P:], R, axis=0)
+  mask_BC, logp_BC = rolled.mask_BT[:, :C], rolled.logp_BT[:, :C]
+  prompts_BP = repeat(questions.tokens_QP[kept_G])
   return Batch(
-    tokens_BT=np.hstack([repeat(prompt_QP), cut(rolled.tokens_BT)]),
+    tokens_BT=np.hstack([prompts_BP, rolled.tokens_BT[:, :C]]),
     valid_BT=np.hstack([repeat(mask_QP), mask_BC]),
     mask_BC=mask_BC,
     logp_BC=logp_BC,
     old_logp_BC=np.zeros_like(logp_BC),
     ref_logp_BC=np.zeros_like(logp_BC),
-    adv_B=adv_QR.ravel(),
+    adv_B=adv_QR[kept_G].ravel(),
   )
+
+
+def keep(adv_QR, groups: int):
+  """Indices of the groups to train on, ascending; see `make_batch`."""
+  silent_Q = ~(adv_QR != 0).any(1)
+  return np.sort(np.argsort(silent_Q, kind='stable')[:groups])
 
 
 def _width(used_T, multiple):

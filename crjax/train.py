@@ -117,7 +117,9 @@ def train_grpo(c):
         rollout=rollout,
         judge=grpo.make_judge(tok, pool, rollouts=c.rollouts),
         advantage=advantages.ADVANTAGES[c.advantage_std],
-        batch=functools.partial(grpo.make_batch, multiple=c.multiple),
+        batch=functools.partial(
+          grpo.make_batch, groups=c.groups, multiple=c.multiple
+        ),
         update=update,
         log=log,
         save=saver(c, manager, c.steps),

@@ -33,7 +33,8 @@ def test_rows_split_into_slices_and_devices(name):
   if c.task == 'sft':
     assert c.batch % c.micro == 0
   else:
-    rows = c.questions * c.rollouts
+    rows = c.groups * c.rollouts
+    assert c.groups <= c.questions
     assert rows % (c.minibatches * c.micro) == 0
     assert c.questions % c.waves == 0
     # Every update slice and every wave fills 8 devices.

@@ -79,6 +79,10 @@ class Setup:
     return gather(self.state['params'])
 
 
+def make_batch(*args, groups=Q, **kwargs):
+  return grpo.make_batch(*args, groups=groups, **kwargs)
+
+
 def advantages():
   return RNG.normal(size=(Q, R)).astype(np.float32)
 
@@ -92,7 +96,7 @@ def assert_close(a, b, tolerance=1e-5):
 @pytest.mark.parametrize('temperature', [1.0, 0.6])
 def test_the_update_scores_tokens_as_the_sampler_did(temperature):
   asked, setup = questions(), Setup(temperature=temperature, lr=0.0)
-  batch = grpo.make_batch(asked, setup.rollout(asked), advantages())
+  batch = make_batch(asked, setup.rollout(asked), advantages())
   metrics = setup.update(batch)
   assert metrics['sampler_gap'] < 1e-5
   assert metrics['icepop_dropped'] == 0
@@ -112,15 +116,56 @@ def test_waves_and_meshes_sample_the_same_completions():
 def test_each_step_draws_anew():
   asked, setup = questions(), Setup(lr=0.0)
   first = setup.rollout(asked)
-  setup.update(grpo.make_batch(asked, first, advantages()))
+  setup.update(make_batch(asked, first, advantages()))
   assert (setup.rollout(asked).tokens_BT != first.tokens_BT).any()
+
+
+def test_groups_with_an_advantage_go_first_in_dispatch_order():
+  adv_QR = np.array([[0, 0], [1, -1], [0, 0], [1, -1], [1, -1]], np.float32)
+  assert grpo.keep(adv_QR, 5).tolist() == [0, 1, 2, 3, 4]
+  assert grpo.keep(adv_QR, 4).tolist() == [0, 1, 3, 4]
+  assert grpo.keep(adv_QR, 2).tolist() == [1, 3]
+
+
+def test_a_batch_holds_the_rows_of_the_kept_groups():
+  asked, rolled, adv_QR = (
+    questions(),
+    Setup().rollout(questions()),
+    advantages(),
+  )
+  adv_QR[[0, 2]] = 0
+  whole = make_batch(asked, rolled, adv_QR)
+  half = make_batch(asked, rolled, adv_QR, groups=2)
+  rows = np.r_[R : 2 * R, 3 * R : 4 * R]
+  np.testing.assert_array_equal(half.adv_B, whole.adv_B[rows])
+  valid = lambda b, i: b.tokens_BT[i][b.valid_BT[i]].tolist()
+  assert [valid(half, i) for i in range(2 * R)] == [
+    valid(whole, i) for i in rows
+  ]
+
+
+@pytest.mark.parametrize('multiple', [1, 4, 64])
+def test_unused_columns_are_cut_and_change_nothing(multiple):
+  asked, one, other = questions(), Setup(), Setup()
+  wide = data.Prompts(
+    *(np.pad(x, ((0, 0), (9, 0))) for x in asked[:2]), *asked[2:]
+  )
+  rolled, adv_QR = one.rollout(asked), advantages()
+  small = make_batch(wide, rolled, adv_QR, multiple=multiple)
+  used = asked.mask_QP.any(0).sum()
+  assert small.tokens_BT.shape[1] - small.mask_BC.shape[1] == min(
+    -(-used // multiple) * multiple, P + 9
+  )
+  one.update(small)
+  other.update(make_batch(asked, rolled, adv_QR, multiple=64))
+  assert_close(one.params, other.params)
 
 
 def test_without_advantage_nothing_moves():
   asked, setup = questions(), Setup()
   before = setup.params
   zero_QR = np.zeros((Q, R), np.float32)
-  metrics = setup.update(grpo.make_batch(asked, setup.rollout(asked), zero_QR))
+  metrics = setup.update(make_batch(asked, setup.rollout(asked), zero_QR))
   assert metrics['grad_norm'] == 0
   assert_close(setup.params, before, 0)
 
@@ -128,7 +173,7 @@ def test_without_advantage_nothing_moves():
 def test_an_update_raises_what_was_rewarded():
   asked, setup = questions(), Setup()
   rolled, adv_QR = setup.rollout(asked), advantages()
-  batch = grpo.make_batch(asked, rolled, adv_QR)
+  batch = make_batch(asked, rolled, adv_QR)
 
   def logp_B():
     logp_BC, _ = model.score(
@@ -150,7 +195,7 @@ def test_an_update_raises_what_was_rewarded():
 @pytest.mark.parametrize('micro', [1, 2])
 def test_update_does_not_depend_on_mesh_or_slices(mesh, micro):
   asked, reference = questions(), Setup()
-  batch = grpo.make_batch(asked, reference.rollout(asked), advantages())
+  batch = make_batch(asked, reference.rollout(asked), advantages())
   other = Setup(mesh, micro=micro)
   want, got = reference.update(batch), other.update(batch)
   assert_close(other.params, reference.params)
@@ -159,7 +204,7 @@ def test_update_does_not_depend_on_mesh_or_slices(mesh, micro):
 
 def test_second_minibatch_sees_a_moved_policy_and_its_own_old_logp():
   asked, setup = questions(), Setup(minibatches=2, lr=0.1)
-  batch = grpo.make_batch(asked, setup.rollout(asked), advantages())
+  batch = make_batch(asked, setup.rollout(asked), advantages())
   metrics = setup.update(batch)
   assert int(gather(setup.state['step'])) == 1
   # The old log-probs are those from before the first update, hence no drift.
@@ -170,12 +215,12 @@ def test_second_minibatch_sees_a_moved_policy_and_its_own_old_logp():
 def test_kl_to_the_reference_starts_at_zero_and_pulls_back():
   asked, setup = questions(), Setup(kl_coef=1.0)
   rolled, adv_QR = setup.rollout(asked), advantages()
-  batch = grpo.make_batch(asked, rolled, adv_QR)
+  batch = make_batch(asked, rolled, adv_QR)
   first = setup.update(batch)
   assert first['kl_ref'] == pytest.approx(0, abs=1e-6)
   moved = setup.update(batch)
   assert moved['kl_ref'] > 0
-  free = grpo.make_batch(asked, rolled, np.zeros_like(adv_QR))
+  free = make_batch(asked, rolled, np.zeros_like(adv_QR))
   for _ in range(20):
     last = setup.update(free)
   assert last['kl_ref'] < moved['kl_ref']

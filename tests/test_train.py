@@ -54,11 +54,18 @@ def steps_logged(workdir):
 
 
 def kill_after(args, workdir, step):
-  """SIGKILLs the run once it has logged `step`; it must still be running."""
+  """SIGKILLs the run once it has logged `step` and written a checkpoint.
+
+  Checkpoints are written behind the run's back; without one, a fresh start
+  would be the right way to go on.
+  """
   process = start(args)
+  written = pathlib.Path(workdir) / 'checkpoints'
   deadline = time.time() + 300
   while time.time() < deadline and process.poll() is None:
-    if any(line['step'] >= step for line in steps_logged(workdir)):
+    saved = {path.name for path in written.glob('[1-9]*')}
+    far = any(line['step'] >= step for line in steps_logged(workdir))
+    if far and any(name.isdigit() for name in saved):
       process.send_signal(signal.SIGKILL)
       process.communicate()
       assert process.returncode == -signal.SIGKILL
@@ -113,8 +120,9 @@ def grpo_args(smoke_data, policy, workdir, **more):
     'data': smoke_data / 'rl_train.parquet',
     'model': policy,
     'workdir': workdir,
-    'steps': 8,
+    'steps': 16,
     'questions': 4,
+    'groups': 4,
     'rollouts': 2,
     'completion_length': 16,
     'save_every': 3,
@@ -148,7 +156,7 @@ def test_a_killed_grpo_run_resumes_bit_for_bit(smoke_data, policy, tmp_path):
   assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
   for run in ('whole', 'cut'):
     names = {p.name for p in (tmp_path / run / 'samples').iterdir()}
-    assert 'step_000008.parquet' in names
+    assert 'step_000016.parquet' in names
 
 
 def test_a_finished_run_started_again_changes_nothing(
