@@ -28,7 +28,7 @@ class Setup:
     self.mesh = make_mesh(mesh)
     rate = optim.schedule(lr, name='constant', warmup=0, steps=1)
     # Adam divides by the gradient's size, and so magnifies rounding near 0.
-    optimizer = optax.sgd(rate, momentum=0.9)
+    optimizer = optax.sgd(rate)
     init = lambda: optim.init_state(
       optimizer, model.init(CFG, jax.random.key(0)), 0
     )
@@ -144,8 +144,7 @@ def test_a_batch_holds_the_rows_of_the_kept_groups():
   ]
 
 
-@pytest.mark.parametrize('multiple', [1, 4, 64])
-def test_unused_columns_are_cut_and_change_nothing(multiple):
+def test_unused_columns_are_cut_and_change_nothing(multiple=4):
   asked, one, other = questions(), Setup(), Setup()
   wide = data.Prompts(
     *(np.pad(x, ((0, 0), (9, 0))) for x in asked[:2]), *asked[2:]
@@ -191,8 +190,9 @@ def test_an_update_raises_what_was_rewarded():
   assert ((logp_B() - before) * adv_QR.ravel()).sum() > 0
 
 
-@pytest.mark.parametrize('mesh', [(8, 1, 1), (1, 8, 1), (1, 4, 2)])
-@pytest.mark.parametrize('micro', [1, 2])
+@pytest.mark.parametrize(
+  ('mesh', 'micro'), [((8, 1, 1), 1), ((1, 8, 1), 2), ((1, 4, 2), 1)]
+)
 def test_update_does_not_depend_on_mesh_or_slices(mesh, micro):
   asked, reference = questions(), Setup()
   batch = make_batch(asked, reference.rollout(asked), advantages())
@@ -218,9 +218,9 @@ def test_kl_to_the_reference_starts_at_zero_and_pulls_back():
   batch = make_batch(asked, rolled, adv_QR)
   first = setup.update(batch)
   assert first['kl_ref'] == pytest.approx(0, abs=1e-6)
-  moved = setup.update(batch)
-  assert moved['kl_ref'] > 0
   free = make_batch(asked, rolled, np.zeros_like(adv_QR))
+  moved = setup.update(free)
+  assert moved['kl_ref'] > 0
   for _ in range(20):
     last = setup.update(free)
   assert last['kl_ref'] < moved['kl_ref']

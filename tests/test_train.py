@@ -173,11 +173,11 @@ def test_a_finished_run_started_again_changes_nothing(
 def test_another_config_in_the_same_directory_is_refused(
   smoke_data, policy, tmp_path
 ):
-  args = grpo_args(smoke_data, policy, tmp_path / 'run', steps=1)
+  args = grpo_args(smoke_data, policy, tmp_path / 'run', steps=1, lr=0.25)
   assert finish(args)[0] == 0
   code, output = finish([*args, '--config.lr=0.5'])
   assert code != 0
-  assert 'lr: 0.0003 before, 0.5 now' in output
+  assert 'lr: 0.25 before, 0.5 now' in output
 
 
 @pytest.mark.parametrize('config', ['sft_7b', 'grpo_7b'])
