@@ -8,15 +8,15 @@ from crjax import data, grpo, model, optim
 from crjax.sharding import gather, make_mesh, tree_shardings
 
 CFG = model.Config(V=32, L=2, D=16, F=24, N=4, K=2, H=8, tied=True)
-RNG = np.random.default_rng(0)
 Q, R, P, C = 4, 4, 7, 10
 STOP, PAD = 1, 0
 
 
 def questions():
-  length_Q1 = RNG.integers(2, P + 1, (Q, 1))
+  rng = np.random.default_rng(0)
+  length_Q1 = rng.integers(2, P + 1, (Q, 1))
   mask_QP = np.arange(P) >= P - length_Q1
-  tokens_QP = RNG.integers(2, CFG.V, (Q, P)) * mask_QP
+  tokens_QP = rng.integers(2, CFG.V, (Q, P)) * mask_QP
   ids_Q = np.arange(Q, dtype=np.int32)
   return data.Prompts(tokens_QP.astype(np.int32), mask_QP, ids_Q, [{}] * Q)
 
@@ -84,7 +84,7 @@ def make_batch(*args, groups=Q, **kwargs):
 
 
 def advantages():
-  return RNG.normal(size=(Q, R)).astype(np.float32)
+  return np.random.default_rng(1).normal(size=(Q, R)).astype(np.float32)
 
 
 def assert_close(a, b, tolerance=1e-5):
@@ -180,7 +180,7 @@ def test_an_update_raises_what_was_rewarded():
       setup.params,
       batch.tokens_BT,
       batch.valid_BT,
-      start=P,
+      start=batch.tokens_BT.shape[1] - batch.mask_BC.shape[1],
       dtype=jnp.float32,
     )
     return (np.asarray(logp_BC) * batch.mask_BC).sum(1)

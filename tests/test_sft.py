@@ -8,13 +8,13 @@ from crjax import data, model, optim, sft
 from crjax.sharding import gather, make_mesh, put, tree_shardings
 
 CFG = model.Config(V=32, L=2, D=16, F=24, N=4, K=2, H=8, tied=True)
-RNG = np.random.default_rng(0)
 
 
 def examples(B=8, T=12):
-  tokens_BT = RNG.integers(0, CFG.V, (B, T)).astype(np.int32)
-  start_B1 = RNG.integers(1, T // 2, (B, 1))
-  stop_B1 = RNG.integers(T // 2, T + 1, (B, 1))
+  rng = np.random.default_rng(0)
+  tokens_BT = rng.integers(0, CFG.V, (B, T)).astype(np.int32)
+  start_B1 = rng.integers(1, T // 2, (B, 1))
+  stop_B1 = rng.integers(T // 2, T + 1, (B, 1))
   at_T = np.arange(T)
   mask_BT = (at_T >= start_B1) & (at_T < stop_B1)
   return data.Examples(tokens_BT, mask_BT)
