@@ -17,6 +17,7 @@ def get_config():
 
   # Each program is asked about twice: for its output and for its input.
   c.programs = ConfigDict({'sft_train': 6000, 'rl_train': 1500, 'heldout': 200})
+  c.rl_input_share = 0.43  # of the programs of rl_train
   c.level = ConfigDict(
     {
       'types': {'str': 1, 'list': 1},

@@ -26,7 +26,7 @@ def get_config():
     'data': 'python -m data_pipeline.build --config=configs/data_smoke.py',
   }
 
-  c.steps = 64
+  c.steps = 70
   c.questions = 32  # Sampled a step; of these
   c.groups = 16  # so many are trained on, those with an advantage first.
   c.rollouts = 8
@@ -44,7 +44,7 @@ def get_config():
   c.minibatches = 1
   c.micro = 1
   c.optimizer = 'adamw'
-  c.lr = 2.5e-4
+  c.lr = 3e-4
   c.schedule = 'linear'
   c.warmup = 5
   c.betas = (0.9, 0.95)

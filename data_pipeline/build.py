@@ -40,6 +40,9 @@ def build(c):
     split: [row for case in group for row in questions(case)]
     for split, group in split_cases(cases, c.programs).items()
   }
+  rows['rl_train'] = [
+    row for row in rows['rl_train'] if is_kept(row, c.rl_input_share)
+  ]
   temporary = out.with_name(f'{out.name}.tmp')
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
@@ -156,6 +159,16 @@ def questions(case):
       'verify': task,
       'messages': [*prompt, {'role': 'assistant', 'content': text}],
     }
+
+
+def is_kept(row, input_share: float) -> bool:
+  """All output questions, and the input questions of a share of programs.
+
+  Any of many inputs is right, so they are the easier half to learn by reward.
+  """
+  return (
+    row['kind'] == 'output' or int(row['pid'], 16) % 100 < 100 * input_share
+  )
 
 
 def write(directory, rows, vocab_size):

@@ -47,6 +47,7 @@ def smoke_data(tmp_path_factory) -> pathlib.Path:
       'data_pipeline.build',
       f'--config={ROOT / "configs" / "data_smoke.py"}',
       f'--config.out={out}',
+      '--config.rl_input_share=1',
       *(f'--config.programs.{k}={v}' for k, v in sizes.items()),
     ],
     cwd=ROOT,

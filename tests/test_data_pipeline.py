@@ -167,6 +167,7 @@ def command(out, *flags):
       'data_pipeline.build',
       f'--config={ROOT / "configs" / "data_smoke.py"}',
       f'--config.out={out}',
+      '--config.rl_input_share=1',
       '--config.programs.sft_train=60',
       '--config.programs.rl_train=20',
       '--config.programs.heldout=10',
@@ -197,3 +198,13 @@ def test_what_is_built_stays_and_what_is_not_data_is_not_touched(
   foreign = command(tmp_path)
   assert foreign.returncode != 0 and 'not a dataset' in foreign.stderr
   assert (tmp_path / 'mine.txt').read_text() == 'keep'
+
+
+def test_a_share_of_input_questions_is_kept_by_program():
+  pids = [f'{i:016x}' for i in range(1000)]
+  ask = lambda kind, share: [
+    pid for pid in pids if build.is_kept({'kind': kind, 'pid': pid}, share)
+  ]
+  assert ask('output', 0.0) == ask('input', 1.0) == pids
+  assert ask('input', 0.0) == []
+  assert len(ask('input', 0.43)) == 430
