@@ -25,6 +25,8 @@ from data_pipeline import chains, grammar
 
 SPLITS = ('heldout', 'rl_train', 'sft_train')
 BATCH = 512  # Programs executed at a time.
+PATIENCE = 10  # Tries a wanted program before a barren batch is an error.
+GUESSES = 20  # Constant calls that the input baseline tries.
 
 
 def build(c):
@@ -36,18 +38,19 @@ def build(c):
     return
   with execution.Pool(c.workers, cpu_seconds=c.cpu_seconds) as pool:
     cases, dropped = collect(c, pool)
-  rows = {
-    split: [row for case in group for row in questions(case)]
-    for split, group in split_cases(cases, c.programs).items()
-  }
-  rows['rl_train'] = [
-    row for row in rows['rl_train'] if is_kept(row, c.rl_input_share)
-  ]
+    rows = {
+      split: [row for case in group for row in questions(case)]
+      for split, group in split_cases(cases, c.programs).items()
+    }
+    rows['rl_train'] = [
+      row for row in rows['rl_train'] if is_kept(row, c.rl_input_share)
+    ]
+    baseline = constant_baseline(rows, pool)
   temporary = out.with_name(f'{out.name}.tmp')
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
   write(temporary, rows, c.vocab_size)
-  manifest = summarize(rows, dropped, settings, temporary)
+  manifest = summarize(rows, dropped, settings, temporary, baseline)
   (temporary / 'manifest.json').write_text(json.dumps(manifest, indent=2))
   shutil.rmtree(out, ignore_errors=True)
   os.replace(temporary, out)
@@ -58,8 +61,14 @@ def is_built(out, settings) -> bool:
   """Whether `out` holds these settings; exits where it holds anything else."""
   manifest = out / 'manifest.json'
   if manifest.exists():
-    if json.loads(manifest.read_text())['settings'] == settings:
-      return True
+    found = json.loads(manifest.read_text())
+    if found['settings'] == settings:
+      if found['sha256'] == digests(out):
+        return True
+      sys.exit(
+        f'{out} is damaged: its files are not those of {manifest}. '
+        'Delete it and build again.'
+      )
     sys.exit(
       f'{out} holds data of another config (see {manifest}). Delete it or '
       'choose another --config.out.'
@@ -83,6 +92,7 @@ def collect(c, pool):
       grammar.program(f'{c.seed}:{start + i}', c.level) for i in range(BATCH)
     ]
     jobs = [execution.Job(p.code, 'f', p.args, trace=True) for p in programs]
+    before = len(cases)
     for program, result in zip(programs, pool.run(jobs), strict=True):
       pid = program_id(program.code)
       limit = c.largest_share * max(len(cases), 100)
@@ -105,6 +115,12 @@ def collect(c, pool):
       }
       if len(cases) == wanted:
         return list(cases.values()), dropped
+    new = len(cases) - before
+    if not new and start > PATIENCE * wanted:
+      raise ValueError(
+        f'the grammar gives no more new programs at {len(cases):,} of '
+        f'{wanted:,}; lower config.programs or widen config.level'
+      )
     progress(len(cases), wanted, start + BATCH, began)
   return None
 
@@ -117,7 +133,7 @@ def fault(result, c) -> str:
     return 'too long'
   try:
     again = repr(ast.literal_eval(result.value))
-  except ValueError:
+  except (ValueError, SyntaxError):
     return 'not a literal'
   return '' if again == result.value else 'not a literal'
 
@@ -183,19 +199,18 @@ def write(directory, rows, vocab_size):
   tokenizer.train(texts, directory / 'tokenizer', vocab_size=vocab_size)
 
 
-def summarize(rows, dropped, settings, directory):
+def summarize(rows, dropped, settings, directory, baseline):
   """What manifest.json holds, lengths in tokens included."""
   tok = tokenizer.load(directory / 'tokenizer')
   sample = [
     tokenizer.encode_example(tok, r['messages'])[1]
     for r in rows['sft_train'][:2000]
   ]
-  files = sorted(directory.glob('*.parquet'))
   return {
     'settings': settings,
     'rows': {split: len(some) for split, some in rows.items()},
     'dropped_programs': dict(dropped),
-    'constant_baseline': constant_baseline(rows),
+    'constant_baseline': baseline,
     'vocabulary': len(tok),
     'tokens': {
       'mean': sum(map(len, sample)) / len(sample),
@@ -203,24 +218,39 @@ def summarize(rows, dropped, settings, directory):
       'longest_prompt': max(len(m) - sum(m) for m in sample),
       'longest_completion': max(map(sum, sample)),
     },
-    'sha256': {
-      f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files
-    },
+    'sha256': digests(directory),
   }
 
 
-def constant_baseline(rows):
+def digests(directory) -> dict:
+  """{file name: sha256} of the splits in a directory."""
+  return {
+    file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+    for file in sorted(directory.glob('*.parquet'))
+  }
+
+
+def constant_baseline(rows, pool):
   """Held-out accuracy of the best constant answer to each kind of question.
 
-  'output': the one literal that is right most often. 'input': the one call
-  that is right most often, taken over the held-out calls themselves.
+  'output': the one literal that is right most often. 'input': the best of the
+  GUESSES most frequent calls, each executed on every held-out program.
   """
   heldout = [r['verify'] for r in rows['heldout'] if r['kind'] == 'output']
-  best = {
-    'output': collections.Counter(v['output'] for v in heldout),
-    'input': collections.Counter(v['args'] for v in heldout),
-  }
-  return {k: n.most_common(1)[0][1] / len(heldout) for k, n in best.items()}
+  count = lambda field: collections.Counter(v[field] for v in heldout)
+  right = [
+    sum(
+      result.verdict == 'ok' and result.value == v['output']
+      for v, result in zip(
+        heldout,
+        pool.run([execution.Job(v['code'], v['entry'], args) for v in heldout]),
+        strict=True,
+      )
+    )
+    for args, _ in count('args').most_common(GUESSES)
+  ]
+  best = {'output': count('output').most_common(1)[0][1], 'input': max(right)}
+  return {kind: n / len(heldout) for kind, n in best.items()}
 
 
 def progress(done, wanted, tried, began):
