@@ -4,10 +4,12 @@
 
 The directory is written, read back, and compared with the parameters it came
 from: weights, logits, a greedy continuation and the tokenizer. A difference
-removes it and fails.
+removes it and fails. `--out` may be an earlier export, which is then replaced;
+a directory that holds anything else is left alone.
 """
 
 import pathlib
+import re
 import shutil
 import sys
 
@@ -33,21 +35,45 @@ def export(workdir, out, *, step=None, dtype='float32') -> int:
   stays as it was.
   """
   workdir, out = pathlib.Path(workdir), pathlib.Path(out)
-  if out.exists() and not (out / 'config.json').exists() and any(out.iterdir()):
-    raise ValueError(f'{out} is not an export; choose another --out')
+  if foreign := not_exported(out):
+    raise ValueError(
+      f'{out} is not an export (it holds {foreign[:3]}); choose another --out'
+    )
   step, params = checkpoint.restore_params(workdir, step)
-  described = hf.read_json(workdir / 'config.json')['model']
-  cfg = hf.config_from_hf(described)
+  described = hf.read_json(workdir / 'config.json')
+  if 'model' not in described:
+    raise ValueError(f'{workdir}/config.json lacks the field "model"')
+  cfg = hf.config_from_hf(described['model'])
   stored = jax.tree.map(
     lambda x: x.astype(hf.DTYPES[dtype]).astype(np.float32), params
   )
   draft = out.with_name(f'{out.name}.draft')
-  hf.save(draft, cfg, params, tokenizer_dir=workdir / 'tokenizer', dtype=dtype)
-  if difference := compare(draft, cfg, stored, workdir / 'tokenizer'):
-    shutil.rmtree(draft)
-    raise ValueError(f'{out} was not written: {difference}')
-  hf.replace(draft, out)
+  source = workdir / 'tokenizer'
+  try:
+    hf.save(draft, cfg, params, tokenizer_dir=source, dtype=dtype)
+    if difference := compare(draft, cfg, stored, source):
+      raise ValueError(f'{out} was not written: {difference}')
+    hf.replace(draft, out)
+  finally:
+    shutil.rmtree(draft, ignore_errors=True)  # There if something failed.
   return step
+
+
+def not_exported(out) -> list[str]:
+  """The names in `out`, or its own, that no export has written.
+
+  A run directory has a config.json too: only the whole list tells them apart.
+  """
+  if not out.exists():
+    return []
+  if not out.is_dir():
+    return [out.name]
+  known = re.compile(r'model(-\d+-of-\d+)?\.safetensors(\.index\.json)?')
+  written = {'config.json', 'generation_config.json', *tokenizer.FILES}
+  ours = lambda p: (
+    p.is_file() and (p.name in written or known.fullmatch(p.name))
+  )
+  return sorted(p.name for p in out.iterdir() if not ours(p))
 
 
 def compare(path, cfg, params, tokenizer_dir) -> str:
@@ -63,8 +89,9 @@ def compare(path, cfg, params, tokenizer_dir) -> str:
   prompt = tokenizer.encode_prompt(tok, PROBE)
   if tokenizer.encode_prompt(read_tok, PROBE) != prompt:
     return 'the tokenizer reads back differently'
-  logits, tokens = probe(cfg, params, prompt)
-  read_logits, read_tokens = probe(cfg, read, prompt)
+  probe = make_probe(cfg, prompt)
+  logits, tokens = jax.device_get(probe(params))
+  read_logits, read_tokens = jax.device_get(probe(read))
   if not np.array_equal(logits, read_logits):
     return f'logits differ by {np.abs(logits - read_logits).max():.2g}'
   if not np.array_equal(tokens, read_tokens):
@@ -72,24 +99,30 @@ def compare(path, cfg, params, tokenizer_dir) -> str:
   return ''
 
 
-def probe(cfg, params, prompt):
-  """(logits_TV of the prompt, CONTINUED greedy tokens) in float32."""
-  tokens_BT = np.array([prompt], np.int32)
-  valid_BT = np.ones_like(tokens_BT, bool)
-  x_BTD = model.forward(cfg, params, tokens_BT, valid_BT, dtype=jnp.float32)
-  sample = sampling.make(
-    cfg, rollouts=1, steps=CONTINUED, stop_ids=(), pad_id=0
-  )
-  rolled = sample(
-    model.unstack(params, jnp.float32),
-    tokens_BT,
-    valid_BT,
-    np.zeros(1, np.int32),
-    jax.random.key(0),
-    0.0,
-  )
-  logits_BTV = model.logits(params, x_BTD)
-  return np.asarray(logits_BTV[0]), np.asarray(rolled.tokens_BT[0])
+def make_probe(cfg, prompt):
+  """Compiles params -> (logits_TV of the prompt, CONTINUED greedy tokens)."""
+  tokens_BT = jnp.array([prompt], jnp.int32)
+  valid_BT = jnp.ones_like(tokens_BT, bool)
+
+  @jax.jit
+  def probe(params):
+    x_BTD = model.forward(cfg, params, tokens_BT, valid_BT, dtype=jnp.float32)
+    rolled = sampling.sample(
+      cfg,
+      model.unstack(params, jnp.float32),
+      tokens_BT,
+      valid_BT,
+      jnp.zeros(1, jnp.int32),
+      jax.random.key(0),
+      0.0,
+      rollouts=1,
+      steps=CONTINUED,
+      stop_ids=(),
+      pad_id=0,
+    )
+    return model.logits(params, x_BTD)[0], rolled.tokens_BT[0]
+
+  return probe
 
 
 def define_flags():

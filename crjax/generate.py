@@ -3,14 +3,16 @@
   python -m crjax.generate --model=DIR --prompts=in.jsonl --out=out.jsonl \\
       --temperature=0 --max_new_tokens=200
 
-A line is {"prompt": text} or {"prompt_ids": [...]}; other keys are carried
-over. No chat template is applied. Each line of the output adds "prompt_ids",
-"ids" (the new tokens, an end token included) and "text".
+A line is {"prompt": text} or {"prompt_ids": [...]}, which counts where both are
+given; other keys are carried over. No chat template is applied. Each line of
+the output adds "prompt_ids", "ids" (the new tokens, an end token included) and
+"text" (null where the model has no tokenizer).
 """
 
 import json
 import os
 import pathlib
+import re
 import sys
 
 from absl import app, flags
@@ -31,8 +33,12 @@ def read_prompts(path, tok, vocabulary: int) -> list[dict]:
 
   Raises ValueError naming the line and the field that is wrong.
   """
-  lines = []
-  for number, text in enumerate(path.read_text().splitlines(), start=1):
+  try:
+    found = path.read_text('utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path} is not UTF-8: {error}') from error
+  lines = []  # Only \n ends one: a string may hold what splitlines() cuts at.
+  for number, text in enumerate(found.split('\n'), start=1):
     where = f'{path}, line {number}'
     if not text.strip():
       continue
@@ -42,9 +48,10 @@ def read_prompts(path, tok, vocabulary: int) -> list[dict]:
       raise ValueError(f'{where}: not JSON: {error}') from error
     if not isinstance(line, dict) or not {'prompt', 'prompt_ids'} & line.keys():
       raise ValueError(f'{where}: needs a "prompt" or a "prompt_ids" field')
-    if 'prompt_ids' not in line:
+    field = 'prompt_ids' if 'prompt_ids' in line else 'prompt'
+    if field == 'prompt':
       line['prompt_ids'] = _encode(line['prompt'], tok, where)
-    _check(line['prompt_ids'], vocabulary, where)
+    _check(line['prompt_ids'], vocabulary, f'{where}: field "{field}"')
     lines.append(line)
   if not lines:
     raise ValueError(f'{path} holds no prompts')
@@ -86,11 +93,10 @@ def end_ids(path) -> tuple[int, ...]:
 
 
 def write(path, lines):
-  """Writes JSONL atomically."""
+  """Writes JSONL atomically; pure ASCII, so that any string can be written."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'{path.name}.tmp')
-  text = ''.join(json.dumps(x, ensure_ascii=False) + '\n' for x in lines)
-  temporary.write_text(text)
+  temporary.write_text(''.join(json.dumps(x) + '\n' for x in lines))
   os.replace(temporary, path)
 
 
@@ -99,25 +105,34 @@ def _encode(prompt, tok, where):
     raise ValueError(f'{where}: the model has no tokenizer; give "prompt_ids"')
   if not isinstance(prompt, str):
     raise ValueError(f'{where}: field "prompt" must be a string')
+  if re.search('[\ud800-\udfff]', prompt):
+    raise ValueError(f'{where}: field "prompt" holds half a surrogate pair')
   return tok(prompt, add_special_tokens=False)['input_ids']
 
 
 def _check(ids, vocabulary, where):
   whole = isinstance(ids, list) and all(type(i) is int for i in ids)
   if not whole or not ids:
-    raise ValueError(f'{where}: the prompt must be one token or more')
-  if not all(0 <= i < vocabulary for i in ids):
-    raise ValueError(f'{where}: a token is outside 0..{vocabulary - 1}')
+    raise ValueError(f'{where} must be one token or more')
+  if strange := [i for i in ids if not 0 <= i < vocabulary]:
+    raise ValueError(
+      f'{where}: token {strange[0]} is outside the vocabulary, '
+      f'0..{vocabulary - 1}'
+    )
 
 
 def run(f):
   """What the command does, given its parsed flags."""
-  path = pathlib.Path(f.model)
+  path, out = pathlib.Path(f.model), pathlib.Path(f.out)
+  if out.is_dir():
+    raise ValueError(f'--out={out} is a directory; name a file')
+  mesh = make_mesh(tuple(map(int, f.mesh)))
   cfg, params = hf.load(path)
   has_tokenizer = (path / 'tokenizer_config.json').exists()
   tok = tokenizer.load(path) if has_tokenizer else None
   lines = read_prompts(pathlib.Path(f.prompts), tok, cfg.V)
-  mesh = make_mesh((-1, 1, 1))
+  if tok is None:
+    print(f'generate: {path} has no tokenizer; "text" will be null')
   with jax.set_mesh(mesh):
     new = generate(
       cfg,
@@ -134,7 +149,7 @@ def run(f):
     text = tok.decode(ids, skip_special_tokens=True) if tok else None
     line |= {'ids': ids, 'text': text}
   if jax.process_index() == 0:
-    write(pathlib.Path(f.out), lines)
+    write(out, lines)
   print(f'generate: {len(lines)} continuations in {f.out}')
 
 
@@ -149,6 +164,7 @@ def define_flags():
   flags.DEFINE_integer('seed', 0, 'Of the sampling noise.')
   flags.DEFINE_integer('batch', 32, 'Prompts at a time.', lower_bound=1)
   flags.DEFINE_enum('dtype', 'float32', sorted(DTYPES), 'Compute in it.')
+  flags.DEFINE_list('mesh', ['-1', '1', '1'], 'data,fsdp,tensor; -1: the rest.')
 
 
 def main(_):

@@ -66,38 +66,58 @@ def config_from_hf(hf: dict) -> Config:
       f'model_type {kind!r} is not supported; have qwen2 (Qwen2, Qwen2.5) '
       'and qwen3 (dense)'
     )
-  # Transformers 5 moved the rotary fields into `rope_parameters`.
-  rope = hf.get('rope_parameters') or {}
-  rope = rope | (hf.get('rope_scaling') or {})
-  refused = {
-    'rope_scaling': rope.get('rope_type', rope.get('type', 'default'))
-    != 'default',
-    'use_sliding_window': bool(hf.get('use_sliding_window')),
-    'quantization_config': bool(hf.get('quantization_config')),
-    'hidden_act': hf.get('hidden_act', 'silu') != 'silu',
-    'attention_bias': kind == 'qwen3' and bool(hf.get('attention_bias')),
-  }
-  for field, bad in refused.items():
-    if bad:
-      raise ValueError(f'{field} = {hf.get(field, rope)!r} is not supported')
-  try:
-    D, N = hf['hidden_size'], hf['num_attention_heads']
-    return Config(
-      V=hf['vocab_size'],
-      L=hf['num_hidden_layers'],
-      D=D,
-      F=hf['intermediate_size'],
-      N=N,
-      K=hf['num_key_value_heads'],
-      H=hf.get('head_dim') or (D // N if kind == 'qwen2' else 128),
-      rope_theta=float(rope.get('rope_theta', hf.get('rope_theta', 1e4))),
-      norm_eps=hf.get('rms_norm_eps', 1e-6),
-      qkv_bias=kind == 'qwen2',
-      qk_norm=kind == 'qwen3',
-      tied=hf.get('tie_word_embeddings', False),
-    )
-  except KeyError as error:
-    raise ValueError(f'config.json lacks {error}') from error
+  _refuse_unsupported(hf)
+  rope = _rope(hf)
+
+  def size(field):
+    if type(n := hf.get(field)) is not int or n < 1:
+      raise ValueError(f'{field} = {n!r} must be a positive whole number')
+    return n
+
+  D, N = size('hidden_size'), size('num_attention_heads')
+  one_each = hf.get('num_key_value_heads', 0) is None  # null, as Transformers
+  return Config(
+    V=size('vocab_size'),
+    L=size('num_hidden_layers'),
+    D=D,
+    F=size('intermediate_size'),
+    N=N,
+    K=N if one_each else size('num_key_value_heads'),
+    H=hf.get('head_dim') or (D // N if kind == 'qwen2' else 128),
+    rope_theta=float(rope.get('rope_theta', hf.get('rope_theta', 1e4))),
+    norm_eps=hf.get('rms_norm_eps', 1e-6),
+    qkv_bias=kind == 'qwen2',
+    qk_norm=kind == 'qwen3',
+    tied=hf.get('tie_word_embeddings', False),
+  )
+
+
+def _rope(hf: dict) -> dict:
+  """Transformers 5 moved the rotary fields into `rope_parameters`."""
+  return (hf.get('rope_parameters') or {}) | (hf.get('rope_scaling') or {})
+
+
+def _refuse_unsupported(hf: dict):
+  """Raises ValueError for a field that changes what the model computes."""
+  rope, layers = _rope(hf), hf.get('layer_types') or []
+  name = 'rope_scaling' if hf.get('rope_scaling') else 'rope_parameters'
+  plain = rope.get('rope_type', rope.get('type', 'default')) == 'default'
+  full = set(layers) <= {'full_attention'}
+  rows = [  # field, what was found, whether that will do, what is supported
+    (name, rope, plain, "rope_type 'default'"),
+    ('layer_types', layers, full, "'full_attention' everywhere"),
+  ]
+  only = {
+    'use_sliding_window': False,
+    'quantization_config': None,
+    'hidden_act': 'silu',
+  } | ({'attention_bias': False} if hf['model_type'] == 'qwen3' else {})
+  for field, value in only.items():
+    found = hf.get(field) or value  # A null is a default.
+    rows.append((field, found, found == value, repr(value)))
+  for field, found, supported, have in rows:
+    if not supported:
+      raise ValueError(f'{field} = {found!r} is not supported; have {have}')
 
 
 def config_to_hf(cfg: Config) -> dict:
@@ -168,14 +188,17 @@ def save(path, cfg, params, *, tokenizer_dir, dtype='float32'):
   temporary = path.with_name(f'{path.name}.tmp')
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir()
-  config, generation = config_to_hf(cfg) | {'dtype': dtype}, {}
-  if tokenizer_dir is not None:
-    tokenizer.copy(tokenizer_dir, temporary)
-    generation = token_ids(tokenizer_dir)
-  _write_json(temporary / 'config.json', config | generation)
-  _write_json(temporary / 'generation_config.json', generation)
-  _write_tensors(temporary, to_hf(cfg, params, DTYPES[dtype]))
-  replace(temporary, path)
+  try:
+    config, ids, ends = config_to_hf(cfg) | {'dtype': dtype}, {}, {}
+    if tokenizer_dir is not None:
+      tokenizer.copy(tokenizer_dir, temporary)
+      ids, ends = token_ids(tokenizer_dir)
+    _write_json(temporary / 'config.json', config | ids)
+    _write_json(temporary / 'generation_config.json', ids | ends)
+    _write_tensors(temporary, to_hf(cfg, params, DTYPES[dtype]))
+    replace(temporary, path)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)  # There if something failed.
 
 
 def replace(new, path):
@@ -225,7 +248,9 @@ def tensor_files(path) -> dict:
   """Tensor name -> the safetensors file that holds it."""
   index = path / 'model.safetensors.index.json'
   if index.exists():
-    found = read_json(index)['weight_map']
+    found = read_json(index).get('weight_map')
+    if not isinstance(found, dict):
+      raise ValueError(f'{index} lacks the field "weight_map"')
     return {name: path / file for name, file in found.items()}
   single = path / 'model.safetensors'
   if not single.exists():
@@ -234,27 +259,35 @@ def tensor_files(path) -> dict:
     return dict.fromkeys(file.keys(), single)
 
 
-def token_ids(tokenizer_dir) -> dict:
-  """The bos, eos and pad ids that generation needs, from the tokenizer."""
+def token_ids(tokenizer_dir):
+  """(bos, eos and pad ids, all end ids) as fields, from the tokenizer.
+
+  Generation ends at the end of a turn or of the text, as training samples do.
+  """
   tok = tokenizer.load(tokenizer_dir)
   ids = {
     'bos_token_id': tok.bos_token_id,
     'eos_token_id': tok.eos_token_id,
     'pad_token_id': tok.pad_token_id,
   }
-  return {k: v for k, v in ids.items() if v is not None}
+  ends = list(tokenizer.stop_ids(tok))
+  ids = {k: v for k, v in ids.items() if v is not None}
+  return ids, {'eos_token_id': ends} if ends else {}
 
 
 def read_json(path) -> dict:
-  """A JSON file; errors name it."""
+  """The object in a JSON file; errors name it."""
   try:
-    return json.loads(pathlib.Path(path).read_text())
+    found = json.loads(pathlib.Path(path).read_text('utf-8'))
   except FileNotFoundError as error:
     raise FileNotFoundError(
       f'{path} does not exist: not a Hugging Face model directory'
     ) from error
   except ValueError as error:
     raise ValueError(f'{path} is not JSON: {error}') from error
+  if not isinstance(found, dict):
+    raise ValueError(f'{path} holds no JSON object')
+  return found
 
 
 def flatten(params) -> dict:
@@ -277,20 +310,27 @@ def _read(ours, cfg, files):
   """One parameter in float32, its layers stacked."""
   theirs, axes = TABLE[ours]
   sizes = {k: v for k, v in vars(cfg).items() if k in axes.replace('->', '')}
-  layers = [_tensor(files[name], name) for name in names(theirs, cfg.L)]
-  try:
-    layers = [einops.rearrange(w, axes, **sizes) for w in layers]
-  except einops.EinopsError as error:
-    raise ValueError(
-      f'{theirs}: shape {layers[0].shape} does not fit {axes!r} with {sizes}'
-    ) from error
-  layers = [w.astype(np.float32) for w in layers]
+
+  def one(name):
+    w = _tensor(files[name], name)
+    try:
+      return einops.rearrange(w, axes, **sizes).astype(np.float32)
+    except einops.EinopsError as error:
+      raise ValueError(
+        f'{name} in {files[name]}: shape {w.shape} does not fit {axes!r} '
+        f'with {sizes}'
+      ) from error
+
+  layers = [one(name) for name in names(theirs, cfg.L)]
   return np.stack(layers) if '{}' in theirs else layers[0]
 
 
 def _tensor(path, name):
   with _open(path) as file:
-    return file.get_tensor(name)
+    try:
+      return file.get_tensor(name)
+    except safetensors.SafetensorError as error:
+      raise ValueError(f'{path} lacks {name}: {error}') from error
 
 
 def _open(path):
@@ -303,7 +343,7 @@ def _open(path):
 
 
 def _write_json(path, value):
-  path.write_text(json.dumps(value, indent=2) + '\n')
+  path.write_text(json.dumps(value, indent=2) + '\n', 'utf-8')
 
 
 def _write_tensors(directory, tensors):

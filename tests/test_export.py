@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,10 +10,23 @@ import pytest
 import torch
 import transformers
 
-from crjax import checkpoint, export, hf, model, sampling, tokenizer
+from crjax import (
+  checkpoint,
+  data,
+  export,
+  generate,
+  hf,
+  model,
+  sampling,
+  tokenizer,
+)
 from tests.conftest import ROOT
 
 CFG = model.Config(V=512, L=2, D=32, F=48, N=4, K=2, H=8, tied=True)
+
+
+def weights(step):
+  return jax.jit(model.init, static_argnums=0)(CFG, jax.random.key(step))
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +38,7 @@ def run_dir(tmp_path_factory, smoke_data):
   checkpoint.write_json(path / 'config.json', described)
   with checkpoint.open_manager(path, keep=None) as manager:
     for step in (0, 3):
-      params = model.init(CFG, jax.random.key(step))
+      params = weights(step)
       checkpoint.save(manager, step, {'params': params}, {})
   return path
 
@@ -46,39 +60,31 @@ def test_an_export_is_what_transformers_continues_greedily(run_dir, tmp_path):
   net = transformers.AutoModelForCausalLM.from_pretrained(out)
   theirs = transformers.AutoTokenizer.from_pretrained(out)
   ours, (cfg, params) = tokenizer.load(out), hf.load(out)
+  texts = [f'def f(x):\n    return x + {i}\n' * (1 + i % 3) for i in range(20)]
+  ids = [theirs(text)['input_ids'] for text in texts]
+  assert ids == [ours(text)['input_ids'] for text in texts]
   sample = sampling.make(
-    cfg,
-    rollouts=1,
-    steps=12,
-    stop_ids=tokenizer.stop_ids(ours),
-    pad_id=ours.pad_token_id,
+    cfg, rollouts=1, steps=12, stop_ids=tokenizer.stop_ids(ours), pad_id=0
   )
-  for i in range(20):
-    text = f'def f(x):\n    return x + {i}\n' * (1 + i % 3)
-    ids = theirs(text)['input_ids']
-    assert ids == ours(text)['input_ids']
-    prompt = np.array([ids], np.int32)
-    rolled = sample(
-      model.unstack(params, jnp.float32),
-      prompt,
-      np.ones_like(prompt, bool),
-      np.zeros(1, np.int32),
-      jax.random.key(0),
-      0.0,
-    )
+  prompts = data.left_pad(ids, max(map(len, ids)), 0)
+  rows = np.arange(20, dtype=np.int32)
+  rolled = sample(
+    model.unstack(params, jnp.float32), *prompts, rows, jax.random.key(0), 0.0
+  )
+  tokens_BT, mask_BT = jax.device_get((rolled.tokens_BT, rolled.mask_BT))
+  for i in rows:
     with torch.no_grad():
       want = net.generate(
-        torch.tensor([ids]), do_sample=False, max_new_tokens=12
-      )[0, len(ids) :]
-    got = np.asarray(rolled.tokens_BT)[0][np.asarray(rolled.mask_BT)[0]]
-    np.testing.assert_array_equal(got, want.numpy())
+        torch.tensor([ids[i]]), do_sample=False, max_new_tokens=12
+      )[0, len(ids[i]) :]
+    np.testing.assert_array_equal(tokens_BT[i][mask_BT[i]], want.numpy())
 
 
 def test_any_step_and_precision(run_dir, tmp_path):
   for step, dtype in ((0, 'float32'), (3, 'bfloat16')):
     out = tmp_path / f'{step}'
     assert export.export(run_dir, out, step=step, dtype=dtype) == step
-    want = model.init(CFG, jax.random.key(step))
+    want = weights(step)
     half = hf.DTYPES[dtype]
     jax.tree.map(
       lambda x, y, half=half: np.testing.assert_array_equal(
@@ -104,16 +110,47 @@ def test_a_difference_fails_and_keeps_what_was_there(
   with pytest.raises(ValueError, match='embed_VD reads back differently'):
     export.export(run_dir, out)
   assert [p.name for p in tmp_path.iterdir()] == ['hf']
-  want = model.init(CFG, jax.random.key(0))
+  want = weights(0)
   np.testing.assert_array_equal(hf.load(out)[1]['embed_VD'], want['embed_VD'])
 
 
+def test_what_cannot_be_read_back_leaves_nothing(
+  run_dir, tmp_path, monkeypatch
+):
+  save = hf.save
+
+  def tear(path, *args, **kwargs):
+    save(path, *args, **kwargs)
+    (path / 'model.safetensors').write_bytes(b'torn')
+
+  monkeypatch.setattr(hf, 'save', tear)
+  with pytest.raises(ValueError, match='is damaged'):
+    export.export(run_dir, tmp_path / 'hf')
+  assert not list(tmp_path.iterdir())
+
+
 def test_what_is_not_an_export_is_not_replaced(run_dir, tmp_path):
-  (tmp_path / 'mine.txt').write_text('keep')
-  done = command(f'--workdir={run_dir}', f'--out={tmp_path}')
-  assert done.returncode != 0
-  assert 'is not an export' in done.stderr
-  assert (tmp_path / 'mine.txt').exists()
+  def refused(out):
+    with pytest.raises(ValueError, match='is not an export'):
+      export.export(run_dir, out)
+
+  file = tmp_path / 'mine.txt'
+  file.write_text('keep')
+  before = sorted(run_dir.rglob('*'))
+  refused(tmp_path)
+  refused(file)
+  refused(run_dir)  # It has a config.json too.
+  assert file.read_text() == 'keep'
+  assert sorted(run_dir.rglob('*')) == before
+  refused(run_dir / 'checkpoints')
+  assert export.not_exported(tmp_path / 'new') == []
+
+
+def test_a_run_that_names_no_model_is_refused(run_dir, tmp_path):
+  shutil.copytree(run_dir, tmp_path / 'run')
+  checkpoint.write_json(tmp_path / 'run/config.json', {'config': {}})
+  with pytest.raises(ValueError, match='lacks the field "model"'):
+    export.export(tmp_path / 'run', tmp_path / 'hf')
 
 
 def test_missing_runs_and_steps_are_named(run_dir, tmp_path):
@@ -128,4 +165,5 @@ def test_generation_config_names_the_end(run_dir, tmp_path):
   export.export(run_dir, tmp_path / 'hf')
   tok = tokenizer.load(tmp_path / 'hf')
   found = json.loads((tmp_path / 'hf/generation_config.json').read_text())
-  assert found['eos_token_id'] == tok.eos_token_id
+  assert found['eos_token_id'] == list(tokenizer.stop_ids(tok))
+  assert generate.end_ids(tmp_path / 'hf') == tokenizer.stop_ids(tok)

@@ -6,10 +6,10 @@ import sys
 import jax
 import pytest
 
-from crjax import generate, hf, model
+from crjax import generate, hf, model, tokenizer
 from tests.conftest import ROOT
 
-CFG = model.Config(V=64, L=1, D=16, F=24, N=2, K=1, H=8, tied=True)
+CFG = model.Config(V=64, L=1, D=16, F=24, N=4, K=2, H=8, tied=True)
 
 
 @pytest.fixture(scope='module')
@@ -81,7 +81,14 @@ def test_lines_keep_their_order_whatever_their_lengths(small, tmp_path):
   prompts = [{'prompt_ids': [3] * n, 'n': n} for n in (70, 1, 5, 130, 2)]
   path = write(tmp_path / 'in.jsonl', *prompts)
   one = command(small, path, tmp_path / 'a.jsonl')
-  two = command(small, path, tmp_path / 'b.jsonl', '--batch=2', devices=2)
+  two = command(
+    small,
+    path,
+    tmp_path / 'b.jsonl',
+    '--batch=2',
+    '--mesh=-1,1,2',
+    devices=4,
+  )
   assert one.returncode == two.returncode == 0, one.stderr + two.stderr
   assert read(tmp_path / 'a.jsonl') == read(tmp_path / 'b.jsonl')
   lines = read(tmp_path / 'a.jsonl')
@@ -92,9 +99,12 @@ def test_lines_keep_their_order_whatever_their_lengths(small, tmp_path):
 @pytest.mark.parametrize(
   ('line', 'message'),
   [
-    ({'prompt_ids': []}, 'line 1: the prompt must be one token or more'),
-    ({'prompt_ids': [1.5]}, 'line 1: the prompt must be one token or more'),
-    ({'prompt_ids': [64]}, r'line 1: a token is outside 0\.\.63'),
+    ({'prompt_ids': []}, 'line 1: field "prompt_ids" must be one token'),
+    ({'prompt_ids': [1.5]}, 'line 1: field "prompt_ids" must be one token'),
+    ({'prompt_ids': [True]}, 'line 1: field "prompt_ids" must be one token'),
+    ({'prompt_ids': 'a'}, 'line 1: field "prompt_ids" must be one token'),
+    ({'prompt_ids': [1, 64]}, r'token 64 is outside the vocabulary, 0\.\.63'),
+    ({'prompt_ids': [-1]}, r'token -1 is outside the vocabulary'),
     ({'text': 'a'}, 'line 1: needs a "prompt"'),
     ({'prompt': 'a'}, 'line 1: the model has no tokenizer'),
     ([1], 'line 1: needs a "prompt"'),
@@ -103,6 +113,37 @@ def test_lines_keep_their_order_whatever_their_lengths(small, tmp_path):
 def test_bad_lines_are_named(tmp_path, line, message):
   path = write(tmp_path / 'in.jsonl', line)
   with pytest.raises(ValueError, match=message):
+    generate.read_prompts(path, None, CFG.V)
+
+
+@pytest.mark.parametrize(
+  ('prompt', 'message'),
+  [
+    ('', 'field "prompt" must be one token or more'),
+    (5, 'field "prompt" must be a string'),
+    ('\ud800', 'field "prompt" holds half a surrogate pair'),
+  ],
+)
+def test_bad_texts_are_named(assets, tmp_path, prompt, message):
+  tok = tokenizer.load(assets / 'weights' / 'stories260k-qwen2')
+  path = write(tmp_path / 'in.jsonl', {'prompt': 'Once'}, {'prompt': prompt})
+  with pytest.raises(ValueError, match=f'line 2: {message}'):
+    generate.read_prompts(path, tok, 512)
+
+
+def test_any_string_is_carried_over(tmp_path):
+  path, odd = tmp_path / 'in.jsonl', 'a\u2028b\x85\ud800 \u00e9'
+  line = {'prompt_ids': [1], 'note': 'a\u2028b\x85c'}
+  path.write_text(json.dumps(line, ensure_ascii=False) + '\r\n', 'utf-8')
+  assert generate.read_prompts(path, None, CFG.V) == [line]
+  generate.write(tmp_path / 'out.jsonl', [line | {'note': odd}])
+  assert read(tmp_path / 'out.jsonl') == [line | {'note': odd}]
+
+
+def test_other_encodings_are_refused(tmp_path):
+  path = tmp_path / 'in.jsonl'
+  path.write_bytes(b'{"prompt": "\xff"}\n')
+  with pytest.raises(ValueError, match=r'in\.jsonl is not UTF-8'):
     generate.read_prompts(path, None, CFG.V)
 
 

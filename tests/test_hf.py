@@ -21,6 +21,11 @@ SHAPES = {
     'num_key_value_heads': 2,
     'head_dim': 10,
   },
+  'qwen2-no-groups': {
+    'model_type': 'qwen2',
+    'tie_word_embeddings': True,
+    'num_key_value_heads': 4,
+  },
   'qwen3-tied': {'model_type': 'qwen3', 'tie_word_embeddings': True},
   'qwen3-untied': {
     'model_type': 'qwen3',
@@ -63,10 +68,17 @@ def their_logits(net, tokens_BT):
 
 
 def our_logits(cfg, params, tokens_BT):
-  x_BTD = model.forward(
-    cfg, params, tokens_BT, np.ones_like(tokens_BT, bool), dtype=jnp.float32
-  )
-  return np.asarray(model.logits(params, x_BTD))
+  @jax.jit
+  def run(params, tokens_BT, valid_BT):
+    x_BTD = model.forward(cfg, params, tokens_BT, valid_BT, dtype=jnp.float32)
+    return model.logits(params, x_BTD)
+
+  return np.asarray(run(params, tokens_BT, np.ones_like(tokens_BT, bool)))
+
+
+def random(cfg):
+  init = jax.jit(model.init, static_argnums=0)
+  return jax.device_get(init(cfg, jax.random.key(0)))
 
 
 def tokens(B=3, T=17):
@@ -150,12 +162,18 @@ def test_every_real_config_is_read_and_written(assets):
     ({'rope_scaling': {'type': 'yarn', 'factor': 4}}, 'rope_scaling'),
     ({'quantization_config': {'bits': 4}}, 'quantization_config'),
     ({'hidden_act': 'gelu'}, 'hidden_act'),
-    ({'hidden_size': None}, 'hidden_size'),
+    (
+      {'rope_scaling': None, 'rope_parameters': {'rope_type': 'yarn'}},
+      "rope_parameters = .*'yarn'.* have rope_type 'default'",
+    ),
+    ({'layer_types': ['full_attention', 'sliding_attention']}, 'layer_types'),
+    ({'model_type': 'qwen3', 'attention_bias': True}, 'attention_bias'),
+    ({'hidden_size': None}, 'hidden_size = None must be'),
+    ({'vocab_size': '97'}, "vocab_size = '97' must be"),
   ],
 )
 def test_what_is_not_supported_is_refused_by_name(change, message):
   config = BASE | SHAPES['qwen2-tied'] | change
-  config = {k: v for k, v in config.items() if v is not None}
   with pytest.raises(ValueError, match=message):
     hf.config_from_hf(config)
 
@@ -163,7 +181,7 @@ def test_what_is_not_supported_is_refused_by_name(change, message):
 @pytest.fixture
 def saved(tmp_path):
   cfg = hf.config_from_hf(BASE | SHAPES['qwen2-tied'])
-  params = jax.device_get(model.init(cfg, jax.random.key(0)))
+  params = random(cfg)
   hf.save(tmp_path / 'm', cfg, params, tokenizer_dir=None)
   return tmp_path / 'm'
 
@@ -185,7 +203,36 @@ def test_a_wrong_shape_is_named(saved):
   found = safetensors.numpy.load_file(file)
   found['model.norm.weight'] = np.zeros(5, np.float32)
   safetensors.numpy.save_file(found, file)
-  with pytest.raises(ValueError, match=r'model\.norm\.weight: shape \(5,\)'):
+  with pytest.raises(ValueError, match=r'model\.norm\.weight in .*\(5,\)'):
+    hf.load(saved)
+
+
+def test_a_wrong_shape_names_its_layer(saved):
+  file = saved / 'model.safetensors'
+  name = 'model.layers.2.mlp.up_proj.weight'
+  wrong = {name: np.zeros((3, 4), np.float32)}
+  safetensors.numpy.save_file(safetensors.numpy.load_file(file) | wrong, file)
+  with pytest.raises(ValueError, match=rf'{name} in .*shape \(3, 4\)'):
+    hf.load(saved)
+
+
+def test_an_index_that_does_not_fit_its_files_is_named(saved):
+  index, file = saved / 'model.safetensors.index.json', 'model.safetensors'
+  found = safetensors.numpy.load_file(saved / file)
+  where = dict.fromkeys(found, file)
+  write = lambda content: index.write_text(json.dumps(content))
+  write({'weight_map': where})
+  hf.load(saved)
+  write({'weight_map': where | {'model.norm.weight': 'gone.safetensors'}})
+  with pytest.raises(FileNotFoundError, match=r'gone\.safetensors'):
+    hf.load(saved)
+  write({'weight_map': where})
+  del found['model.norm.weight']
+  safetensors.numpy.save_file(found, saved / file)
+  with pytest.raises(ValueError, match=r'lacks model\.norm\.weight'):
+    hf.load(saved)
+  write({})
+  with pytest.raises(ValueError, match='lacks the field "weight_map"'):
     hf.load(saved)
 
 
@@ -200,13 +247,35 @@ def test_damaged_and_missing_files_are_named(saved, tmp_path):
   (saved / 'config.json').write_text('{')
   with pytest.raises(ValueError, match=r'config\.json is not JSON'):
     hf.load(saved)
+  (saved / 'config.json').write_text('[]')
+  with pytest.raises(ValueError, match=r'config\.json holds no JSON object'):
+    hf.load(saved)
   with pytest.raises(FileNotFoundError, match='not a Hugging Face'):
     hf.load(tmp_path / 'nothing')
 
 
+def test_a_save_that_fails_leaves_what_was_there(saved, monkeypatch):
+  cfg, params = hf.load(saved)
+  before = (saved / 'model.safetensors').read_bytes()
+
+  def full(*_):
+    raise OSError('no space left on device')
+
+  monkeypatch.setattr(hf, '_write_tensors', full)
+  with pytest.raises(OSError, match='no space left'):
+    hf.save(saved, cfg, params, tokenizer_dir=None)
+  assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+  assert (saved / 'model.safetensors').read_bytes() == before
+
+
+def test_no_key_value_heads_means_one_each():
+  config = BASE | SHAPES['qwen2-tied'] | {'num_key_value_heads': None}
+  assert hf.config_from_hf(config).K == config['num_attention_heads']
+
+
 def test_large_models_are_sharded_with_an_index(tmp_path, monkeypatch):
   cfg = hf.config_from_hf(BASE | SHAPES['qwen2-untied'])
-  params = jax.device_get(model.init(cfg, jax.random.key(0)))
+  params = random(cfg)
   monkeypatch.setattr(hf, 'SHARD_BYTES', 20_000)
   hf.save(tmp_path / 'm', cfg, params, tokenizer_dir=None, dtype='bfloat16')
   index = json.loads((tmp_path / 'm/model.safetensors.index.json').read_text())

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +13,13 @@ QWEN2 = model.Config(V=40, L=3, D=16, F=24, N=4, K=2, H=8, tied=True)
 QWEN3 = model.Config(
   V=40, L=3, D=16, F=24, N=4, K=2, H=8, qkv_bias=False, qk_norm=True
 )
+INIT = jax.jit(model.init, static_argnums=0)
 BOTH = pytest.mark.parametrize('cfg', [QWEN2, QWEN3], ids=['qwen2', 'qwen3'])
 
 
 def weights(cfg, seed=0):
   """Random everywhere: biases and scales that start at 0 and 1 included."""
-  params = model.init(cfg, jax.random.key(seed))
+  params = INIT(cfg, jax.random.key(seed))
   leaves, tree = jax.tree.flatten(params)
   noisy = [
     x + 0.1 * RNG.normal(size=x.shape).astype(np.float32) for x in leaves
@@ -31,10 +34,13 @@ def tokens(B=3, T=9):
 def logits(cfg, params, tokens_BT, valid_BT=None, **kwargs):
   if valid_BT is None:
     valid_BT = np.ones_like(tokens_BT, bool)
-  x_BTD = model.forward(
-    cfg, params, tokens_BT, valid_BT, **{'dtype': jnp.float32} | kwargs
-  )
-  return np.asarray(model.logits(params, x_BTD))
+  return np.asarray(run(cfg, params, tokens_BT, valid_BT, **kwargs))
+
+
+@functools.partial(jax.jit, static_argnames=('cfg', 'dtype'))
+def run(cfg, params, tokens_BT, valid_BT, dtype=jnp.float32):
+  x_BTD = model.forward(cfg, params, tokens_BT, valid_BT, dtype=dtype)
+  return model.logits(params, x_BTD)
 
 
 def close(a, b, tolerance=2e-5):
@@ -70,12 +76,13 @@ def test_prefill_and_decode_equal_teacher_forcing(cfg):
   params, tokens_BT = weights(cfg), tokens()
   B, T = tokens_BT.shape
   decoding = model.unstack(params, jnp.float32)
+  decode = jax.jit(model.decode, static_argnums=0)
   valid_BS = np.ones((B, T), bool)
   cache = model.new_cache(cfg, B, T, jnp.float32)
   pos_BT = np.broadcast_to(np.arange(T), (B, T))
   seen, start = [], 0
   for stop in (4, 5, 6, T):  # A prompt, two single tokens, a few at once.
-    x_BTD, cache = model.decode(
+    x_BTD, cache = decode(
       cfg,
       decoding,
       tokens_BT[:, start:stop],
@@ -97,19 +104,18 @@ def test_eight_devices_equal_one(cfg, mesh):
   mesh = make_mesh(mesh)
   with jax.set_mesh(mesh):
     sharded = jax.tree.map(jax.device_put, params, tree_shardings(params, mesh))
-    run = jax.jit(
-      lambda p, t: model.logits(
-        p, model.forward(cfg, p, t, jnp.ones_like(t, bool), dtype=jnp.float32)
-      )
-    )
-    close(gather(run(sharded, put(mesh, tokens_BT))), want)
+    rows = put(mesh, (tokens_BT, np.ones_like(tokens_BT, bool)))
+    close(gather(run(cfg, sharded, *rows)), want)
 
 
 @BOTH
 @pytest.mark.parametrize('chunk', [1, 3, 8, 100])
 def test_score_does_not_depend_on_chunks_and_is_log_softmax(cfg, chunk):
   params, tokens_BT = weights(cfg), tokens()
-  logp_BT, entropy_BT = model.score(
+  score = jax.jit(
+    model.score, static_argnums=0, static_argnames=('start', 'dtype', 'chunk')
+  )
+  logp_BT, entropy_BT = score(
     cfg,
     params,
     tokens_BT,

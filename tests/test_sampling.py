@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ from crjax.sharding import gather, make_mesh, put
 
 RNG = np.random.default_rng(0)
 CFG = model.Config(V=32, L=2, D=16, F=24, N=4, K=2, H=8, tied=True)
-PARAMS = model.init(CFG, jax.random.key(0))
+PARAMS = jax.jit(model.init, static_argnums=0)(CFG, jax.random.key(0))
+DECODING = jax.jit(model.unstack, static_argnums=1)(PARAMS, jnp.float32)
 Q, R, P, C = 4, 3, 6, 11
 STOP, PAD = (1, 2), 0
 
@@ -22,11 +25,16 @@ def prompts(width=P):
   return tokens_QP, mask_QP, np.arange(10, 10 + Q, dtype=np.int32)
 
 
-def sample(rows=None, *, temperature=1.0, top_p=1.0, top_k=0, key=0, **knobs):
+@functools.cache
+def make(segment, **knobs):
+  """The sampler compiled while SEGMENT is `segment`."""
   fixed = {'rollouts': R, 'steps': C, 'stop_ids': STOP, 'pad_id': PAD}
-  sampler = sampling.make(CFG, **fixed | knobs)
-  rolled = sampler(
-    model.unstack(PARAMS, jnp.float32),
+  return sampling.make(CFG, **fixed | knobs)
+
+
+def sample(rows=None, *, temperature=1.0, top_p=1.0, top_k=0, key=0, **knobs):
+  rolled = make(sampling.SEGMENT, **knobs)(
+    DECODING,
     *(rows or prompts()),
     jax.random.key(key),
     temperature,
@@ -36,11 +44,16 @@ def sample(rows=None, *, temperature=1.0, top_p=1.0, top_k=0, key=0, **knobs):
   return jax.device_get(rolled)
 
 
+score = jax.jit(
+  model.score, static_argnums=0, static_argnames=('start', 'dtype')
+)
+
+
 def scores(rolled, rows, temperature=1.0):
   """The trainer's log-probs of what was sampled."""
   tokens_QP, mask_QP, _ = rows
   repeat = lambda x: np.repeat(x, R, axis=0)
-  logp_BC, _ = model.score(
+  logp_BC, _ = score(
     CFG,
     PARAMS,
     np.hstack([repeat(tokens_QP), rolled.tokens_BT]),
@@ -79,20 +92,22 @@ def test_a_completion_ends_with_its_end_token():
 def test_greedy_is_repeated_argmax():
   tokens_QP, mask_QP, _ = rows = prompts()
   rolled = sample(rows, temperature=0.0, rollouts=1, stop_ids=())
-  row, valid = tokens_QP, mask_QP
-  for i in range(C):
+  row, valid = (np.pad(x, ((0, 0), (0, C))) for x in (tokens_QP, mask_QP))
+
+  @jax.jit
+  def best(row, valid):
     x = model.forward(CFG, PARAMS, row, valid, dtype=jnp.float32)
-    best = np.asarray(model.logits(PARAMS, x))[:, -1].argmax(-1)
-    np.testing.assert_array_equal(rolled.tokens_BT[:, i], best)
-    row = np.hstack([row, best[:, None]])
-    valid = np.hstack([valid, np.ones((Q, 1), bool)])
+    return model.logits(PARAMS, x).argmax(-1)
+
+  for i in range(P, P + C):
+    row[:, i], valid[:, i] = best(row, valid)[:, i - 1], True
+  np.testing.assert_array_equal(rolled.tokens_BT, row[:, P:])
 
 
 def test_new_knobs_compile_nothing():
   sampler = sampling.make(CFG, rollouts=R, steps=C, stop_ids=STOP, pad_id=PAD)
-  params = model.unstack(PARAMS, jnp.float32)
   for knobs in ((1.0, 1.0, 0), (0.0, 1.0, 0), (0.7, 0.9, 5), (1.0, 0.5, 0)):
-    sampler(params, *prompts(), jax.random.key(0), *knobs)
+    sampler(DECODING, *prompts(), jax.random.key(0), *knobs)
   assert sampler._cache_size() == 1
 
 
@@ -115,7 +130,7 @@ def test_every_mesh_samples_the_same(mesh):
   mesh = make_mesh(mesh)
   with jax.set_mesh(mesh):
     params = sampling.make_decode_copy(CFG, mesh, jnp.float32)(PARAMS)
-    sampler = sampling.make(CFG, rollouts=R, steps=C, stop_ids=STOP, pad_id=PAD)
+    sampler = make(sampling.SEGMENT)
     got = gather(
       sampler(params, *put(mesh, prompts()), jax.random.key(0), 1.0, 1.0, 0)
     )
