@@ -23,14 +23,14 @@ def get_config():
       'types': {'str': 1, 'list': 1},
       'statements': {'1': 1, '2': 4},
       'hardest': 1,
-      'branch': 0.08,
+      'branch': 0.03,
       'loop': 0.03,
       'letters': 13,
       'largest_int': 9,
       'lengths': (2, 4),
     }
   )
-  c.longest_value = 24  # characters
+  c.longest_value = 18  # characters
   c.most_steps = 9
   c.largest_share = 0.03  # of one answer among all
   c.vocab_size = 512

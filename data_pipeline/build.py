@@ -126,7 +126,15 @@ def collect(c, pool):
 
 
 def fault(result, c) -> str:
-  """Why a result is no question; '' if it is one."""
+  """Why a result is no question; '' if it is one.
+
+  Raises RuntimeError where the machinery failed: it says nothing of a program.
+  """
+  if result.verdict == 'infra':
+    raise RuntimeError(
+      'a worker died without an answer, which no program causes; is the '
+      'machine out of memory? Try fewer --config.workers.'
+    )
   if result.verdict != 'ok':
     return result.verdict
   if len(result.value) > c.longest_value or len(result.steps) > c.most_steps:
@@ -139,13 +147,26 @@ def fault(result, c) -> str:
 
 
 def program_id(code: str) -> str:
-  """A hash of the program without its formatting; splits are cut by it."""
-  normal = ast.unparse(ast.parse(code))
-  return hashlib.sha256(normal.encode()).hexdigest()[:16]
+  """A hash of the program without formatting and the names of its variables.
+
+  Splits are cut by it, so that no held-out program is a trained one renamed.
+  """
+  tree, names = ast.parse(code), {}
+  for node in ast.walk(tree):
+    if isinstance(node, ast.arg):
+      names.setdefault(node.arg, f'v{len(names)}')
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+      names.setdefault(node.id, f'v{len(names)}')
+  for node in ast.walk(tree):
+    if isinstance(node, ast.arg):
+      node.arg = names[node.arg]
+    elif isinstance(node, ast.Name):
+      node.id = names.get(node.id, node.id)
+  return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
 
 
 def split_cases(cases, sizes):
-  """{split: cases}; a program's split depends on its hash alone."""
+  """{split: cases}, cut in the order of the programs' hashes."""
   ordered = iter(sorted(cases, key=lambda case: case['pid']))
   return {
     split: list(itertools.islice(ordered, sizes[split])) for split in SPLITS
@@ -209,6 +230,10 @@ def summarize(rows, dropped, settings, directory, baseline):
   return {
     'settings': settings,
     'rows': {split: len(some) for split, some in rows.items()},
+    'kinds': {
+      split: dict(collections.Counter(row['kind'] for row in some))
+      for split, some in rows.items()
+    },
     'dropped_programs': dict(dropped),
     'constant_baseline': baseline,
     'vocabulary': len(tok),

@@ -21,7 +21,8 @@ class Program(NamedTuple):
 
 
 # One statement each: (template, type of {v} afterwards, hardness 1 to 3).
-# {v} is the value's name, {k} a small number, {c} and {d} different letters.
+# {v} is the value's name; {j} and {k} are different small numbers, {c} and {d}
+# different letters. Those with two of a kind make most programs distinct.
 STATEMENTS = {
   'int': [
     ('{v} = {v} + {k}', 'int', 1),
@@ -43,6 +44,8 @@ STATEMENTS = {
     ('{v} = {v}[:-1]', 'str', 1),
     ("{v} = {v} + '{c}'", 'str', 1),
     ("{v} = '{c}' + {v}", 'str', 1),
+    ("{v} = {v} + '{c}{d}'", 'str', 1),
+    ("{v} = '{c}{d}' + {v}", 'str', 1),
     ('{v} = list({v})', 'letters', 1),
     ('{v} = len({v})', 'int', 1),
     ("{v} = {v}.replace('{c}', '{d}')", 'str', 2),
@@ -62,6 +65,9 @@ STATEMENTS = {
     ('{v}.pop(0)', 'list', 1),
     ('{v} = {v}[1:]', 'list', 1),
     ('{v} = {v} + [{k}]', 'list', 1),
+    ('{v} = {v} + [{j}, {k}]', 'list', 1),
+    ('{v} = [{j}, {k}] + {v}', 'list', 1),
+    ('{v}.extend([{j}, {k}])', 'list', 1),
     ('{v} = {v}[0]', 'int', 1),
     ('{v} = {v}[-1]', 'int', 1),
     ('{v} = len({v})', 'int', 1),
@@ -161,10 +167,12 @@ def _simple(rng, kind, name, level, keep):
 
 def _fill(rng, template, name, level):
   c, d = rng.sample(LETTERS[: level['letters']], 2)
+  j, k = rng.sample(range(1, level['largest_int'] + 1), 2)
   return template.format(
     v=name,
     w=OTHER,
-    k=rng.randint(1, level['largest_int']),
+    j=j,
+    k=k,
     few=rng.randint(2, 3),
     c=c,
     d=d,

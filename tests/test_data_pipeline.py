@@ -2,6 +2,7 @@ import ast
 import collections
 import hashlib
 import json
+import re
 import subprocess
 import sys
 
@@ -118,6 +119,32 @@ def test_splits_share_no_program(rows):
   assert codes == pids[:2]
 
 
+def test_a_renamed_program_is_the_same_program():
+  codes = (
+    "def f(x):\n    y = ''\n    for c in x:\n        y = c + y\n    return y",
+    "def f(s):\n  b = ''\n  for i in s: b = i + b\n  return b",
+    "def f(y):\n    x = ''\n    for c in y:\n        x = c + x\n    return x",
+  )
+  others = (
+    codes[0].replace('c + y', 'y + c'),
+    codes[0].replace("''", "'c'"),
+    codes[0].replace('return y', 'return x'),
+  )
+  assert len({build.program_id(code) for code in codes}) == 1
+  assert len({build.program_id(code) for code in (codes[0], *others)}) == 4
+
+
+def test_names_are_the_only_thing_that_a_hash_leaves_out(traced):
+  """Renaming by text, the parameter alone, keeps the id and no more does."""
+  rename = lambda code, new: re.sub(rf"(?<!')\b{code[6]}\b", new, code)
+  ids = collections.defaultdict(set)
+  for program, _ in traced:
+    renamed = rename(program.code, 'zz')
+    assert build.program_id(renamed) == build.program_id(program.code)
+    ids[build.program_id(program.code)].add(renamed)
+  assert all(len(same) == 1 for same in ids.values())
+
+
 def test_every_answer_of_the_chains_is_right(rows):
   """The completions of the SFT split would earn the full reward."""
   tasks, texts = [], []
@@ -154,6 +181,9 @@ def test_the_manifest_tells_what_there_is(rows, smoke_data):
   for name, digest in manifest['sha256'].items():
     data = (smoke_data / name).read_bytes()
     assert hashlib.sha256(data).hexdigest() == digest
+  for split, some in rows.items():
+    kinds = collections.Counter(row['kind'] for row in some)
+    assert manifest['kinds'][split] == kinds
   heldout = [r['verify'] for r in rows['heldout'] if r['kind'] == 'output']
   best = collections.Counter(v['output'] for v in heldout).most_common(1)[0][1]
   assert manifest['constant_baseline']['output'] == best / len(heldout)
