@@ -124,7 +124,9 @@ def sample(
     state['cache'] = jax.tree.map(lambda x: grow(x, S), state['cache'])
     going = lambda s, end=end: (s['i'] < end) & ~s['stopped_B'].all()
     state = jax.lax.while_loop(going, functools.partial(step, S=S), state)
-  return Rollout(*(state[name] for name in Rollout._fields))
+  # Whole on every device: the host reads a wave without waiting for the next.
+  whole = lambda x: shard(x, '-' * x.ndim)
+  return Rollout(*(whole(state[name]) for name in Rollout._fields))
 
 
 def prefill(cfg, params, tokens_QP, mask_QP, S: int):

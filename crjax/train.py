@@ -260,7 +260,13 @@ def saver(c, manager, steps: int):
 
 @contextlib.contextmanager
 def open_log(c, state, steps: int):
-  """Yields log(step, metrics, tokens, rows): files, progress, samples."""
+  """Yields log(step, metrics, tokens, rows): files, progress, samples.
+
+  The first process of several writes for all; the rows are its own.
+  """
+  if jax.process_index():
+    yield lambda *_, **__: None
+    return
   first = int(jax.device_get(state['step']))
   with metrics.Writer(c.workdir, start_step=first, total_steps=steps) as writer:
 
