@@ -43,6 +43,12 @@ def get_config():
   c.kl_coef = 0.0
   c.minibatches = 1
   c.micro = 1
+  # rank 0: every parameter is trained; else adapters on these matrices are.
+  c.lora = {
+    'rank': 0,
+    'alpha': 32.0,
+    'targets': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
+  }
   c.optimizer = 'adamw'
   c.lr = 3e-4
   c.schedule = 'linear'

@@ -19,11 +19,10 @@ def get_config():
 
   c.data = 'runs/data_7b/sft_train.parquet'
   c.tokenizer = ''  # Empty: that of the model.
-  c.model = 'checkpoints/Qwen2.5-7B-Instruct'
+  c.model = 'Qwen/Qwen2.5-7B-Instruct'  # Or a directory, or gs://...
   c.shape = {}
   c.how = {
-    'model': 'hf download Qwen/Qwen2.5-7B-Instruct '
-    '--local-dir checkpoints/Qwen2.5-7B-Instruct   (15 GB)',
+    'model': 'hf download Qwen/Qwen2.5-7B-Instruct   (15 GB)',
     'tokenizer': '',
     'data': 'python -m data_pipeline.build --config=configs/data_smoke.py '
     '--config.out=runs/data_7b',
@@ -33,6 +32,12 @@ def get_config():
   c.batch = 64
   c.length = 4096
   c.micro = 8
+  # rank 0: every parameter is trained; else adapters on these matrices are.
+  c.lora = {
+    'rank': 0,
+    'alpha': 32.0,
+    'targets': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
+  }
   c.optimizer = 'adamw'
   c.lr = 1e-5
   c.schedule = 'cosine'

@@ -38,6 +38,12 @@ def get_config():
   c.batch = 16
   c.length = 176
   c.micro = 1
+  # rank 0: every parameter is trained; else adapters on these matrices are.
+  c.lora = {
+    'rank': 0,
+    'alpha': 32.0,
+    'targets': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
+  }
   c.optimizer = 'muon'
   c.lr = 5e-3
   c.schedule = 'cosine'

@@ -1,31 +1,94 @@
 """Grouped-query attention over slots, and rotary positions.
 
 A *slot* is an index into the key axis S; queries sit at slots too. A query may
-see every valid key whose slot is not after its own, which covers right-padded
-training rows, left-padded prompts and a cache being filled, with one mask.
+see every key of its segment whose slot is not after its own, which covers
+packed and right-padded training rows, left-padded prompts and a cache being
+filled, with one mask.
 """
+
+import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 MASKED = -1e30  # Finite: a row with no visible key stays free of NaN.
 
 
-def rope(x_BTNH, pos_BT, theta: float):
+@dataclasses.dataclass(frozen=True)
+class Yarn:
+  """YaRN (Peng 2023): positions up to `factor` x `original`, as Qwen does it.
+
+  Frequencies that turn at least `beta_fast` times within `original` positions
+  stay as they are, those that turn at most `beta_slow` times are divided by
+  `factor`, those between are blended.
+  """
+
+  factor: float
+  original: int  # positions that the model was trained on
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  attention_factor: float | None = None  # None: 0.1 ln(factor) + 1
+  truncate: bool = True  # whole dimensions bound the blend
+
+  @property
+  def magnitude(self) -> float:
+    """What sine and cosine are multiplied by."""
+    if self.attention_factor is not None:
+      return self.attention_factor
+    return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+
+def frequencies(H: int, theta: float, yarn: Yarn | None = None):
+  """freq_h: radians a position turns each of the H/2 pairs; float32.
+
+  Computed on the host, rounded where Transformers rounds: at position 40,000
+  one ulp of a frequency moves an angle by more than 1e-3.
+  """
+  exponent_h = np.arange(0, H, 2, dtype=np.float32) / np.float32(H)
+  period_h = np.power(np.float64(theta), exponent_h).astype(np.float32)
+  if yarn is None:
+    return 1 / period_h
+  turns = lambda n: (
+    H * math.log(yarn.original / (n * 2 * math.pi)) / (2 * math.log(theta))
+  )
+  low, high = turns(yarn.beta_fast), turns(yarn.beta_slow)
+  if yarn.truncate:
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, H - 1)
+  high += 0.001 * (low == high)  # A step, not a division by zero.
+  ramp_h = (np.arange(H // 2, dtype=np.float32) - low) / (high - low)
+  kept_h = 1 - np.clip(ramp_h, 0, 1).astype(np.float32)
+  slow_h = 1 / (np.float32(yarn.factor) * period_h)
+  return slow_h * (1 - kept_h) + 1 / period_h * kept_h
+
+
+def rope(x_BTNH, pos_BT, theta: float, yarn: Yarn | None = None):
   """Rotates pairs (i, i + H/2) by pos * theta^(-2i/H), in float32 (Su 2021)."""
-  H = x_BTNH.shape[-1]
-  freq_h = theta ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
+  freq_h = frequencies(x_BTNH.shape[-1], theta, yarn)
   angle_BTNh = pos_BT[..., None, None].astype(jnp.float32) * freq_h
   sin, cos = jnp.sin(angle_BTNh), jnp.cos(angle_BTNh)
+  if yarn is not None:
+    sin, cos = sin * yarn.magnitude, cos * yarn.magnitude
   a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   y_BTNH = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return y_BTNH.astype(x_BTNH.dtype)
 
 
-def visible(slot_T, valid_BS):
-  """mask_BTS: key s is valid and not after the query's slot."""
-  causal_TS = jnp.arange(valid_BS.shape[1]) <= slot_T[:, None]
-  return causal_TS & valid_BS[:, None, :]
+def visible(slot_T, segment_BS, segment_BT=None):
+  """mask_BTS: key s is in the query's segment and not after its slot.
+
+  Args:
+    slot_T: the slots of the queries.
+    segment_BS: segment of each key, 0 for padding; a bool mask is one segment.
+    segment_BT: segment of each query; None where all keys are of one segment.
+  """
+  causal_TS = jnp.arange(segment_BS.shape[1]) <= slot_T[:, None]
+  mask_BTS = causal_TS & (segment_BS > 0)[:, None, :]
+  if segment_BT is None:
+    return mask_BTS
+  return mask_BTS & (segment_BT[:, :, None] == segment_BS[:, None, :])
 
 
 def attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS):

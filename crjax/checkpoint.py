@@ -58,10 +58,11 @@ def restore(manager, abstract_state):
   return found['state'], found['data']
 
 
-def restore_params(workdir, step: int | None = None):
-  """(step, params as numpy float32) of a run directory; the newest by default.
+def restore_params(workdir, step: int | None = None, shardings=None):
+  """(step, trained parameters) of a run directory; the newest by default.
 
-  Raises FileNotFoundError naming the steps there are.
+  Numpy float32, or, where `shardings` are given (a tree like the parameters),
+  arrays on their devices. Raises FileNotFoundError naming the steps there are.
   """
   path = pathlib.Path(workdir).absolute() / 'checkpoints'
   if not path.is_dir():
@@ -77,9 +78,12 @@ def restore_params(workdir, step: int | None = None):
   with ocp.PyTreeCheckpointer() as reader:
     item = path / str(step) / 'state'
     tree = reader.metadata(item).item_metadata.tree['params']
-    numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
+    if shardings is None:
+      how = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
+    else:
+      how = jax.tree.map(lambda s: ocp.ArrayRestoreArgs(sharding=s), shardings)
     args = ocp.args.PyTreeRestore(
-      {'params': tree}, restore_args={'params': numpy}, partial_restore=True
+      {'params': tree}, restore_args={'params': how}, partial_restore=True
     )
     return step, reader.restore(item, args)['params']
 

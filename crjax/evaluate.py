@@ -251,7 +251,9 @@ def _progress(done, total, temperature, rollouts, began):
 def define_flags():
   config_flags.DEFINE_config_file('config', None, 'How to evaluate.')
   flags.mark_flag_as_required('config')
-  flags.DEFINE_string('model', None, 'A Hugging Face directory.', required=True)
+  flags.DEFINE_string(
+    'model', None, 'A directory, URL or hub name.', required=True
+  )
   flags.DEFINE_string('data', None, 'Parquet split or CRUXEval JSONL.')
   flags.DEFINE_string('out', None, 'Where report.json goes.')
 
@@ -259,15 +261,20 @@ def define_flags():
 def main(_):
   f, c = flags.FLAGS, flags.FLAGS.config
   source = f.data or c.data
-  for flag, path in (('--model', f.model), ('--data', source)):
-    if not pathlib.Path(path).exists():
-      sys.exit(f'{flag}={path} does not exist')
-  tasks, mesh = read_tasks(source), make_mesh(c.mesh)
-  cfg, params = hf.load(f.model)
+  if not pathlib.Path(source).exists():
+    sys.exit(f'--data={source} does not exist')
+  try:
+    found = hf.inspect(f.model)
+    tok = tokenizer.load(found.place.path)
+    tokenizer.check(tok, found.cfg.V, f'vocab_size of {f.model}')
+  except (ValueError, OSError) as error:
+    sys.exit(f'--model={f.model}: {error}')
+  tasks, mesh, dtype = read_tasks(source), make_mesh(c.mesh), DTYPES[c.dtype]
+  params = hf.load(found, mesh, dtype=dtype)
   complete = make_complete(
-    cfg,
-    sampling.make_decode_copy(cfg, mesh, DTYPES[c.dtype])(params),
-    tokenizer.load(f.model),
+    found.cfg,
+    sampling.make_decode_copy(found.cfg, mesh, dtype)(params),
+    tok,
     mesh,
     batch=c.batch,
     prompt_length=c.prompt_length,

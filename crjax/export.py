@@ -1,16 +1,24 @@
 """A checkpoint of a run as a Hugging Face directory, checked before it is done.
 
   python -m crjax.export --workdir=runs/smoke/grpo --out=runs/smoke/grpo/export
+  python -m crjax.export --workdir=runs/sft_7b --out=gs://bucket/sft_7b \\
+      --dtype=bfloat16
 
 The directory is written, read back, and compared with the parameters it came
-from: weights, logits, a greedy continuation and the tokenizer. A difference
-removes it and fails. `--out` may be an earlier export, which is then replaced;
-a directory that holds anything else is left alone.
+from: every tensor bit for bit, logits, a greedy continuation and the tokenizer.
+A difference removes it and fails. `--out` may be an earlier export, which is
+then replaced; a directory that holds anything else is left alone.
+
+Config, generation config, tokenizer, chat template and, without `--dtype`, the
+dtypes and files of the tensors are those of the checkpoint that the run started
+from. Of a LoRA run the adapters are merged into the weights, or, with
+`--adapter`, written alone in the format of peft.
 """
 
+import dataclasses
+import functools
 import pathlib
 import re
-import shutil
 import sys
 
 from absl import app, flags
@@ -18,7 +26,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crjax import checkpoint, hf, model, sampling, tokenizer
+from crjax import (
+  checkpoint,
+  files,
+  hf,
+  lora,
+  metrics,
+  model,
+  sampling,
+  tokenizer,
+)
+from crjax.sharding import gather, make_mesh, tree_shardings
 
 CONTINUED = 16  # tokens of the greedy comparison
 PROBE = [
@@ -27,36 +45,61 @@ PROBE = [
 ]
 
 
-def export(workdir, out, *, step=None, dtype='float32') -> int:
+def export(workdir, out, *, mesh, step=None, dtype=None, adapter=False) -> int:
   """Writes and verifies `out`; returns the step of its checkpoint.
 
   Raises ValueError with the difference if what was written does not read back
-  as what was meant; `out` is then gone, and an earlier export of that name
-  stays as it was.
+  as what was meant; an earlier export of that local name then stays as it was.
   """
-  workdir, out = pathlib.Path(workdir), pathlib.Path(out)
+  workdir = pathlib.Path(workdir)
   if foreign := not_exported(out):
     raise ValueError(
       f'{out} is not an export (it holds {foreign[:3]}); choose another --out'
     )
-  step, params = checkpoint.restore_params(workdir, step)
-  described = hf.read_json(workdir / 'config.json')
-  if 'model' not in described:
-    raise ValueError(f'{workdir}/config.json lacks the field "model"')
-  cfg = hf.config_from_hf(described['model'])
-  stored = jax.tree.map(
-    lambda x: x.astype(hf.DTYPES[dtype]).astype(np.float32), params
-  )
-  draft = out.with_name(f'{out.name}.draft')
-  source = workdir / 'tokenizer'
-  try:
-    hf.save(draft, cfg, params, tokenizer_dir=source, dtype=dtype)
-    if difference := compare(draft, cfg, stored, source):
-      raise ValueError(f'{out} was not written: {difference}')
-    hf.replace(draft, out)
-  finally:
-    shutil.rmtree(draft, ignore_errors=True)  # There if something failed.
+  with jax.set_mesh(mesh):
+    step, cfg, params = restore(workdir, step, mesh)
+    source = workdir / 'source'
+    if adapter:
+      if cfg.lora is None:
+        raise ValueError(f'{workdir} has no adapters; leave --adapter out')
+      check = functools.partial(compare_adapter, cfg=cfg, params=params)
+      base = hf.read_json(workdir / 'config.json')['model']
+      hf.save_adapter(out, cfg, params, base=base, source=source, check=check)
+      return step
+    params = jax.jit(functools.partial(lora.merge, lora=cfg.lora))(params)
+    check = functools.partial(
+      compare, cfg=cfg.base, params=params, source=source, mesh=mesh
+    )
+    report = metrics.byte_report('export') if not jax.process_index() else None
+    hf.save(
+      out,
+      cfg.base,
+      params,
+      source=source,
+      dtype=dtype,
+      check=check,
+      report=report,
+    )
   return step
+
+
+def restore(workdir, step, mesh):
+  """(step, Config, parameters on the mesh), adapters beside their base."""
+  c = hf.read_json(workdir / 'config.json')
+  if 'lora' not in c:
+    raise ValueError(f'{workdir}/config.json lacks the field "lora"')
+  cfg = hf.read_config(workdir / 'source' / 'config.json')
+  if not c['lora']['rank']:
+    shardings = tree_shardings(hf.abstract(cfg), mesh)
+    step, params = checkpoint.restore_params(workdir, step, shardings)
+    return step, cfg, params
+  cfg = dataclasses.replace(cfg, lora=lora.Lora(**c['lora']))
+  shardings = tree_shardings(lora.split(hf.abstract(cfg))[1], mesh)
+  step, adapters = checkpoint.restore_params(workdir, step, shardings)
+  found = hf.inspect(c['model'])
+  if found.cfg != cfg.base:
+    raise ValueError(f'{c["model"]} is no longer the model of {workdir}')
+  return step, cfg, lora.join(hf.load(found, mesh), adapters)
 
 
 def not_exported(out) -> list[str]:
@@ -64,36 +107,48 @@ def not_exported(out) -> list[str]:
 
   A run directory has a config.json too: only the whole list tells them apart.
   """
-  if not out.exists():
-    return []
-  if not out.is_dir():
-    return [out.name]
-  known = re.compile(r'model(-\d+-of-\d+)?\.safetensors(\.index\.json)?')
-  written = {'config.json', 'generation_config.json', *tokenizer.FILES}
-  ours = lambda p: (
-    p.is_file() and (p.name in written or known.fullmatch(p.name))
+  if not files.remote(out) and pathlib.Path(out).is_file():
+    return [pathlib.Path(out).name]
+  weights = re.compile(
+    r'(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?'
   )
-  return sorted(p.name for p in out.iterdir() if not ours(p))
+  written = {'config.json', 'adapter_config.json', *hf.CARRIED}
+  return [
+    name
+    for name in files.listdir(out)
+    if name not in written and not weights.fullmatch(name)
+  ]
 
 
-def compare(path, cfg, params, tokenizer_dir) -> str:
-  """What differs between a directory and these parameters; '' for nothing."""
-  read_cfg, read = hf.load(path)
-  if read_cfg != cfg:
-    return f'config.json reads {read_cfg}, not {cfg}'
-  flat, read_flat = hf.flatten(params), hf.flatten(read)
-  for name, x in flat.items():
-    if not np.array_equal(x, read_flat[name]):
+def compare(path, dtypes, *, cfg, params, source, mesh) -> str:
+  """What differs between a directory and these parameters; '' for nothing.
+
+  Every tensor is compared bit for bit with what was in memory, cast to its
+  stored dtype; logits and a greedy continuation show that they still compute.
+  """
+  found = hf.inspect(path)
+  if found.cfg != cfg:
+    return f'config.json reads {found.cfg}, not {cfg}'
+  read = hf.load(found, mesh)
+  read_flat = hf.flatten(read)
+  for name, x in hf.flatten(params).items():
+    kinds = tuple(dtypes[theirs] for theirs in hf.their_names(name, cfg))
+    if not gather(same_bits(x, read_flat[name], kinds)):
       return f'{name} reads back differently'
-  tok, read_tok = tokenizer.load(tokenizer_dir), tokenizer.load(path)
+  tok, read_tok = tokenizer.load(source), tokenizer.load(found.place.path)
   prompt = tokenizer.encode_prompt(tok, PROBE)
   if tokenizer.encode_prompt(read_tok, PROBE) != prompt:
     return 'the tokenizer reads back differently'
   probe = make_probe(cfg, prompt)
-  logits, tokens = jax.device_get(probe(params))
-  read_logits, read_tokens = jax.device_get(probe(read))
-  if not np.array_equal(logits, read_logits):
-    return f'logits differ by {np.abs(logits - read_logits).max():.2g}'
+  logits, tokens = gather(probe(params))
+  read_logits, read_tokens = gather(probe(read))
+  gap = float(np.abs(logits - read_logits).max())
+  stored = sorted({dtype.name for dtype in dtypes.values()})
+  if stored != ['float32']:
+    print(f'export: rounding to {stored} moves logits by up to {gap:.2g}')
+    return '' if np.isfinite(gap) else 'the logits are not finite'
+  if gap:
+    return f'logits differ by {gap:.2g}'
   if not np.array_equal(tokens, read_tokens):
     return f'greedy continuation {read_tokens}, not {tokens}'
   return ''
@@ -125,17 +180,51 @@ def make_probe(cfg, prompt):
   return probe
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def same_bits(x, read, kinds):
+  """Whether `read` is x rounded to its stored dtypes; 0.0 and -0.0 differ.
+
+  `kinds` has a dtype for each layer of a stack, or one.
+  """
+  if len(set(kinds)) == 1:
+    x = x.astype(kinds[0])
+  else:
+    x = jnp.stack([x[i].astype(d).astype(x.dtype) for i, d in enumerate(kinds)])
+  bits = lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32)
+  return (bits(x.astype(jnp.float32)) == bits(read)).all()
+
+
+def compare_adapter(path, dtypes, *, cfg, params) -> str:
+  """The same for adapters that were written alone, in float32."""
+  read, want = hf.read_adapter(path, cfg), lora.split(params)[1]
+  for name, x in hf.flatten(want).items():
+    if not np.array_equal(gather(x), read[name]):
+      return f'{name} reads back differently'
+  return ''
+
+
 def define_flags():
   flags.DEFINE_string('workdir', None, 'A run of crjax.train.', required=True)
-  flags.DEFINE_string('out', None, 'The directory to write.', required=True)
+  flags.DEFINE_string('out', None, 'The directory or URL.', required=True)
   flags.DEFINE_integer('step', None, 'Default: the newest checkpoint.')
-  flags.DEFINE_enum('dtype', 'float32', sorted(hf.DTYPES), 'Stored as.')
+  flags.DEFINE_enum(
+    'dtype', None, sorted(hf.DTYPES), "Stored as. Default: as the source's."
+  )
+  flags.DEFINE_bool('adapter', False, 'Write the adapters of a LoRA run alone.')
+  flags.DEFINE_list('mesh', ['1', '-1', '1'], 'data,fsdp,tensor; -1: the rest.')
 
 
 def main(_):
   f = flags.FLAGS
   try:
-    step = export(f.workdir, f.out, step=f.step, dtype=f.dtype)
+    step = export(
+      f.workdir,
+      f.out,
+      mesh=make_mesh(tuple(map(int, f.mesh))),
+      step=f.step,
+      dtype=f.dtype,
+      adapter=f.adapter,
+    )
   except (ValueError, OSError) as error:
     sys.exit(f'export: {error}')
   print(f'export: step {step} of {f.workdir} in {f.out}, verified')

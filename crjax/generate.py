@@ -123,20 +123,25 @@ def _check(ids, vocabulary, where):
 
 def run(f):
   """What the command does, given its parsed flags."""
-  path, out = pathlib.Path(f.model), pathlib.Path(f.out)
+  out = pathlib.Path(f.out)
   if out.is_dir():
     raise ValueError(f'--out={out} is a directory; name a file')
   mesh = make_mesh(tuple(map(int, f.mesh)))
-  cfg, params = hf.load(path)
+  found = hf.inspect(f.model)
+  cfg, path = found.cfg, found.place.path
   has_tokenizer = (path / 'tokenizer_config.json').exists()
   tok = tokenizer.load(path) if has_tokenizer else None
   lines = read_prompts(pathlib.Path(f.prompts), tok, cfg.V)
-  if tok is None:
-    print(f'generate: {path} has no tokenizer; "text" will be null')
+  if tok is not None:
+    tokenizer.check(tok, cfg.V, f'vocab_size of {f.model}')
+  else:
+    print(f'generate: {f.model} has no tokenizer; "text" will be null')
+  dtype = DTYPES[f.dtype]
   with jax.set_mesh(mesh):
+    params = hf.load(found, mesh, dtype=dtype)
     new = generate(
       cfg,
-      sampling.make_decode_copy(cfg, mesh, DTYPES[f.dtype])(params),
+      sampling.make_decode_copy(cfg, mesh, dtype)(params),
       lines,
       mesh=mesh,
       stop_ids=end_ids(path),
@@ -154,7 +159,9 @@ def run(f):
 
 
 def define_flags():
-  flags.DEFINE_string('model', None, 'A Hugging Face directory.', required=True)
+  flags.DEFINE_string(
+    'model', None, 'A directory, URL or hub name.', required=True
+  )
   flags.DEFINE_string('prompts', None, 'JSONL of prompts.', required=True)
   flags.DEFINE_string('out', None, 'JSONL to write.', required=True)
   flags.DEFINE_float('temperature', 1.0, '0 is greedy.', lower_bound=0.0)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crjax import losses, model, optim, rewards, sampling, tokenizer
+from crjax import lora, losses, model, optim, rewards, sampling, tokenizer
 from crjax.advantages import solved
 from crjax.sharding import gather, put, replicate, sum_over_processes
 
@@ -67,6 +67,7 @@ def make_rollout(
   cfg,
   mesh,
   *,
+  frozen,
   rollouts: int,
   steps: int,
   stop_ids,
@@ -78,11 +79,11 @@ def make_rollout(
   """(state, Prompts) -> Rollouts on the device, still being computed.
 
   The questions are sampled in `waves` equal parts, in order: the host judges
-  one part while the device samples the next.
+  one part while the device samples the next. `frozen`: see `make_update`.
   """
   decode_copy = sampling.make_decode_copy(cfg, mesh, dtype)
   sample = sampling.make(
-    cfg, rollouts=rollouts, steps=steps, stop_ids=stop_ids, pad_id=pad_id
+    cfg.base, rollouts=rollouts, steps=steps, stop_ids=stop_ids, pad_id=pad_id
   )
   step_key = jax.jit(
     lambda key, step: jax.random.fold_in(jax.random.wrap_key_data(key), step)
@@ -90,7 +91,7 @@ def make_rollout(
   knobs = [np.float32(temperature), np.float32(1.0), np.int32(0)]
 
   def rollout(state, questions):
-    params = decode_copy(state['params'])
+    params = decode_copy(state['params'], frozen)
     key = step_key(state['key'], state['step'])
     scalars = [replicate(mesh, x) for x in knobs]
     parts = zip(*(np.split(x, waves) for x in questions[:3]), strict=True)
@@ -179,6 +180,7 @@ def make_update(
   rate,
   mesh,
   *,
+  frozen,
   reference,
   minibatches: int,
   micro: int,
@@ -192,14 +194,15 @@ def make_update(
   """(state, Batch on the host) -> (state, metrics); the state is donated.
 
   A batch makes `minibatches` optimizer updates, each accumulated over `micro`
-  slices and divided by its own token count over all devices. `reference` are
-  the parameters of the frozen reference, None without a KL term.
+  slices and divided by its own token count over all devices. `frozen` are the
+  parameters beside those of the state, None where all are trained; `reference`
+  those of the state before the first step, None without a KL term.
   """
 
-  def score(params, batch):
+  def score(params, batch, frozen):
     return model.score(
       cfg,
-      params,
+      lora.join(frozen, params),
       batch.tokens_BT,
       batch.valid_BT,
       start=batch.tokens_BT.shape[1] - batch.mask_BC.shape[1],
@@ -208,16 +211,16 @@ def make_update(
       remat=remat,
     )
 
-  def frozen_logp(params, batch):
+  def fixed_logp(params, batch, frozen):
     parts = optim.slices(batch, minibatches * micro)
-    logp = jax.lax.map(lambda part: score(params, part)[0], parts)
+    logp = jax.lax.map(lambda part: score(params, part, frozen)[0], parts)
     return logp.swapaxes(0, 1).reshape(batch.mask_BC.shape)
 
-  def loss(params, part):
-    logp_BC, entropy_BC = score(params, part)
+  def loss(params, part, frozen):
+    logp_BC, entropy_BC = score(params, part, frozen)
     # With one update a batch the policy has not moved since the step began.
-    frozen_BC = jax.lax.stop_gradient(logp_BC)
-    old_BC = frozen_BC if minibatches == 1 else part.old_logp_BC
+    now_BC = jax.lax.stop_gradient(logp_BC)
+    old_BC = now_BC if minibatches == 1 else part.old_logp_BC
     total, sums = losses.policy_gradient(
       logp_BC,
       old_BC,
@@ -232,27 +235,30 @@ def make_update(
     entropy = losses.masked_sum(entropy_BC, part.mask_BC)
     return total, sums | {'loss': total, 'entropy': entropy}
 
-  def one_update(state, part):
+  def one_update(state, part, frozen):
     count = jnp.maximum(part.mask_BC.sum(), 1)
-    grads, sums = optim.accumulate(loss, state['params'], part, micro)
+    beside = functools.partial(loss, frozen=frozen)
+    grads, sums = optim.accumulate(beside, state['params'], part, micro)
     grads, means = jax.tree.map(lambda x: x / count, (grads, sums))
     state, norm = optim.apply(optimizer, state, grads)
     return state, means | {'grad_norm': norm}
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def update(state, reference, batch):
+  def update(state, frozen, reference, batch):
     if minibatches > 1:
-      old = frozen_logp(state['params'], batch)
+      old = fixed_logp(state['params'], batch, frozen)
       batch = batch._replace(old_logp_BC=old)
     if kl_coef:
-      batch = batch._replace(ref_logp_BC=frozen_logp(reference, batch))
+      ref = fixed_logp(reference, batch, frozen)
+      batch = batch._replace(ref_logp_BC=ref)
     parts = optim.slices(batch, minibatches)
     lr = rate(state['step'] * minibatches)
-    state, metrics = jax.lax.scan(one_update, state, parts)
+    one = functools.partial(one_update, frozen=frozen)
+    state, metrics = jax.lax.scan(one, state, parts)
     metrics = jax.tree.map(lambda x: x.mean(0), metrics)
     return optim.tick(state), metrics | {'lr': lr}
 
-  return lambda state, batch: update(state, reference, put(mesh, batch))
+  return lambda state, batch: update(state, frozen, reference, put(mesh, batch))
 
 
 def summarize(rewards_QR, rolled, rows):

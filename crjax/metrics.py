@@ -129,6 +129,26 @@ class Writer:
       print(f'step {step}/{self._total}  {text}', flush=True)
 
 
+def byte_report(what: str):
+  """report(done, total) that prints progress, speed and time left, rarely."""
+  began = shown = time.monotonic()
+
+  def report(done: int, total: int):
+    nonlocal shown
+    now = time.monotonic()
+    if now - shown < QUIET_SECONDS:
+      return
+    shown = now
+    left = (now - began) * (total - done) / done
+    print(
+      f'{what}: {done / 1e9:.1f} of {total / 1e9:.1f} GB, '
+      f'{done / (now - began) / 1e9:.2f} GB/s, {clock_text(left)} left',
+      flush=True,
+    )
+
+  return report
+
+
 def truncate(path, last_step: int):
   """Drops lines after `last_step`, and a last line that a kill tore."""
   path = pathlib.Path(path)

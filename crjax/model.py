@@ -12,13 +12,15 @@ layers are stacked on a leading axis, and these pure functions:
 """
 
 import dataclasses
+import math
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from crjax import losses
-from crjax.attention import attend, rope, visible
+from crjax.attention import Yarn, attend, rope, visible
+from crjax.lora import MARK, Lora, merge
 from crjax.sharding import shard, suffix
 
 
@@ -38,12 +40,19 @@ class Config:
   qkv_bias: bool = True  # Qwen2, Qwen2.5
   qk_norm: bool = False  # Qwen3
   tied: bool = False  # the head is the embedding
+  yarn: Yarn | None = None  # longer inputs than the model was trained on
+  lora: Lora | None = None  # adapters beside the matrices
 
   def __post_init__(self):
     if self.N % self.K:
       raise ValueError(f'N={self.N} query heads do not group over K={self.K}')
     if self.H % 2:
       raise ValueError(f'head dim H={self.H} must be even for rotary positions')
+
+  @property
+  def base(self):
+    """The same model without adapters."""
+    return dataclasses.replace(self, lora=None)
 
 
 REMAT = {
@@ -58,6 +67,14 @@ def normal(fan_in: int):
   return nn.initializers.normal(fan_in**-0.5)
 
 
+def uniform(fan_in: int):
+  """What peft starts the first adapter from (He 2015 with a = sqrt 5)."""
+  bound = fan_in**-0.5
+  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+    key, shape, dtype, -bound, bound
+  )
+
+
 ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
 
 
@@ -65,6 +82,25 @@ def weight(module, name, shape, dtype, init):
   """A parameter, cast before it is gathered over `fsdp`: bf16 on the wire."""
   w = module.param(name, init, shape).astype(dtype)
   return shard(w, suffix(name))
+
+
+def linear(module, cfg, x, name: str, read: str, written: str, fan_in: int):
+  """y = x W over the axes `read`, and the adapter of W where it has one."""
+  size = lambda axes: tuple(getattr(cfg, a) for a in axes)
+  shape, init = size(read + written), normal(fan_in)
+  w = weight(module, f'{name}_{read}{written}', shape, x.dtype, init)
+  y = jnp.einsum(f'BT{read},{read}{written}->BT{written}', x, w)
+  if cfg.lora is None or name not in cfg.lora.targets:
+    return y
+  rank, mark = (cfg.lora.rank,), f'{name}{MARK}'
+  start = uniform(math.prod(size(read)))
+  a = weight(module, f'{mark}a_{read}A', size(read) + rank, x.dtype, start)
+  b = weight(
+    module, f'{mark}b_A{written}', rank + size(written), x.dtype, ZEROS
+  )
+  h_BTA = jnp.einsum(f'BT{read},{read}A->BTA', x, a)
+  update = jnp.einsum(f'BTA,A{written}->BT{written}', h_BTA, b)
+  return y + cfg.lora.scale * update
 
 
 class RMSNorm(nn.Module):
@@ -83,26 +119,25 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD, pos_BT, mask_BTS, cache, slot):
-    c, dt = self.cfg, x_BTD.dtype
-    D, N, K, H = c.D, c.N, c.K, c.H
+    c = self.cfg
 
-    def project(name, heads, n):
-      w_DNH = weight(self, f'{name}_D{heads}H', (D, n, H), dt, normal(D))
-      y_BTNH = jnp.einsum('BTD,DNH->BTNH', x_BTD, w_DNH)
+    def project(name, heads):
+      y_BTNH = linear(self, c, x_BTD, name, 'D', f'{heads}H', c.D)
       if c.qkv_bias:
-        y_BTNH += weight(self, f'{name}b_{heads}H', (n, H), dt, ZEROS)
+        shape = (getattr(c, heads), c.H)
+        y_BTNH += weight(self, f'{name}b_{heads}H', shape, x_BTD.dtype, ZEROS)
       return y_BTNH
 
     q_BTNH, k_BTKH, v_BTKH = (
-      project('q', 'N', N),
-      project('k', 'K', K),
-      project('v', 'K', K),
+      project('q', 'N'),
+      project('k', 'K'),
+      project('v', 'K'),
     )
     if c.qk_norm:
       q_BTNH = RMSNorm(c.norm_eps, name='q_norm')(q_BTNH)
       k_BTKH = RMSNorm(c.norm_eps, name='k_norm')(k_BTKH)
-    q_BTNH = rope(q_BTNH, pos_BT, c.rope_theta)
-    k_BKSH = rope(k_BTKH, pos_BT, c.rope_theta).swapaxes(1, 2)
+    q_BTNH = rope(q_BTNH, pos_BT, c.rope_theta, c.yarn)
+    k_BKSH = rope(k_BTKH, pos_BT, c.rope_theta, c.yarn).swapaxes(1, 2)
     v_BKSH = v_BTKH.swapaxes(1, 2)
     if cache is not None:  # The new tokens take their slots; attend to all.
       k_BKSH, v_BKSH = cache = jax.tree.map(
@@ -113,8 +148,8 @@ class Attention(nn.Module):
         (k_BKSH, v_BKSH),
       )
     y_BTNH = attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
-    o_NHD = weight(self, 'o_NHD', (N, H, D), dt, normal(2 * c.L * N * H))
-    return jnp.einsum('BTNH,NHD->BTD', y_BTNH, o_NHD), cache
+    fan_in = 2 * c.L * c.N * c.H
+    return linear(self, c, y_BTNH, 'o', 'NH', 'D', fan_in), cache
 
 
 class Mlp(nn.Module):
@@ -122,12 +157,11 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD):
-    c, dt = self.cfg, x_BTD.dtype
-    gate_DF = weight(self, 'gate_DF', (c.D, c.F), dt, normal(c.D))
-    up_DF = weight(self, 'up_DF', (c.D, c.F), dt, normal(c.D))
-    down_FD = weight(self, 'down_FD', (c.F, c.D), dt, normal(2 * c.L * c.F))
-    h_BTF = jax.nn.silu(x_BTD @ gate_DF) * (x_BTD @ up_DF)
-    return shard(h_BTF, 'BTF') @ down_FD
+    c = self.cfg
+    gate_BTF = linear(self, c, x_BTD, 'gate', 'D', 'F', c.D)
+    up_BTF = linear(self, c, x_BTD, 'up', 'D', 'F', c.D)
+    h_BTF = shard(jax.nn.silu(gate_BTF) * up_BTF, 'BTF')
+    return linear(self, c, h_BTF, 'down', 'F', 'D', 2 * c.L * c.F)
 
 
 class Block(nn.Module):
@@ -182,16 +216,42 @@ def count(params) -> int:
   return sum(x.size for x in jax.tree.leaves(params))
 
 
-def positions(valid_BT):
-  """Position ids that ignore padding on either side; padding reads 0."""
-  return jnp.maximum(jnp.cumsum(valid_BT, axis=1) - 1, 0)
+def positions(segment_BT):
+  """Position ids that start at 0 in each segment; padding reads 0.
+
+  `segment_BT` is 0 for padding, a bool mask is one segment a row; the tokens of
+  a segment are neighbours.
+  """
+  count_BT = jnp.cumsum(segment_BT > 0, axis=1)
+  first_BT = jnp.diff(segment_BT.astype(jnp.int32), axis=1, prepend=0) > 0
+  # Tokens before the segment: counted where it starts, carried to its end.
+  before_BT = jax.lax.cummax(jnp.where(first_BT, count_BT - 1, 0), axis=1)
+  return jnp.where(segment_BT > 0, count_BT - 1 - before_BT, 0)
 
 
-def forward(cfg, params, tokens_BT, valid_BT, *, dtype, remat='none'):
-  """hidden_BTD after the final norm; rows may be padded on either side."""
-  mask_BTS = visible(jnp.arange(tokens_BT.shape[1]), valid_BT)
+def forward(
+  cfg, params, tokens_BT, segment_BT, *, pos_BT=None, dtype, remat='none'
+):
+  """hidden_BTD after the final norm.
+
+  Args:
+    cfg: the Config of `params`.
+    params: float32 arrays, layers stacked.
+    tokens_BT: token ids.
+    segment_BT: which of the packed examples a token is part of, counted from
+      1; 0 for padding. A bool mask of valid tokens is one example a row.
+    pos_BT: position ids; None counts from 0 in every segment.
+    dtype: compute precision.
+    remat: a key of REMAT.
+  """
+  if pos_BT is None:
+    pos_BT = positions(segment_BT)
+  packed = segment_BT.dtype != jnp.bool_
+  mask_BTS = visible(
+    jnp.arange(tokens_BT.shape[1]), segment_BT, segment_BT if packed else None
+  )
   return Qwen(cfg, dtype, remat).apply(
-    {'params': params}, tokens_BT, positions(valid_BT), mask_BTS
+    {'params': params}, tokens_BT, pos_BT, mask_BTS
   )
 
 
@@ -250,11 +310,13 @@ def score(
   )
 
 
-def unstack(params, dtype):
+def unstack(params, dtype, adapters: Lora | None = None):
   """The decode copy: `layers` a list, matrices cast, norm scales float32.
 
   Decoding by a scan over stacked weights copies every weight at every token.
+  Adapters are merged into their matrices: `decode` runs the base model.
   """
+  params = merge(params, adapters)
   params = jax.tree.map_with_path(
     lambda path, x: x.astype(dtype) if suffix(path[-1].key) else x, params
   )

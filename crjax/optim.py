@@ -51,8 +51,9 @@ def matrices(params):
     first = x.ndim - len(axes)
     last = x.ndim - 1
     every = tuple(range(first, x.ndim))
-    read = (first,) if axes.startswith('D') else every[:-1]
-    written = every[1:] if axes.startswith('D') else (last,)
+    one_read = axes[0] in 'DA'  # Else several: o_NHD, o_lora_a_NHA.
+    read = (first,) if one_read else every[:-1]
+    written = every[1:] if one_read else (last,)
     return optax.contrib.MuonDimensionNumbers(read, written)
 
   return jax.tree.map_with_path(one, params)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from crjax import model
+from crjax import lora, model
 from crjax.sharding import DECODE_WEIGHTS, shard, tree_shardings
 
 SEGMENT = 256  # The cache starts this much longer than the prompt.
@@ -28,10 +28,15 @@ class Rollout(NamedTuple):
 
 
 def make_decode_copy(cfg, mesh, dtype):
-  """A jitted `model.unstack`: D is gathered once, not at every token."""
-  unstack = functools.partial(model.unstack, dtype=dtype)
-  init = functools.partial(model.init, cfg)
-  shapes = jax.eval_shape(lambda key: unstack(init(key)), jax.random.key(0))
+  """A jitted (params, frozen=None) -> `model.unstack` of both together.
+
+  D is gathered once, not at every token.
+  """
+  unstack = lambda params, frozen=None: model.unstack(
+    lora.join(frozen, params), dtype, cfg.lora
+  )
+  init = lambda key: unstack(model.init(cfg, key))
+  shapes = jax.eval_shape(init, jax.random.key(0))
   shardings = tree_shardings(shapes, mesh, DECODE_WEIGHTS)
   return jax.jit(unstack, out_shardings=shardings)
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from crjax import losses, model, optim
+from crjax import lora, losses, model, optim
 from crjax.sharding import gather, put
 
 
@@ -30,19 +30,26 @@ def run(state, batches, *, mesh, update, log, save, steps: int):
   return state
 
 
-def make_update(cfg, optimizer, rate, *, micro: int, dtype, remat: str):
+def make_update(cfg, optimizer, rate, *, frozen, micro: int, dtype, remat: str):
   """A jitted (state, examples) -> (state, metrics); the state is donated.
 
-  `micro` slices the batch for gradient accumulation; the loss is the mean in
-  nats over the completion tokens of the whole step, whatever the slices.
+  `frozen` are the parameters beside those of the state, None where all are
+  trained. `micro` slices the batch for gradient accumulation; the loss is the
+  mean in nats over the completion tokens of the whole step, whatever the
+  slices.
   """
 
-  def loss(params, examples):
+  def loss(params, examples, frozen):
     tokens_BT, mask_BT = examples.tokens_BT, examples.mask_BT[:, 1:] > 0
     # Rows are padded on the right: causality hides it, nothing else must.
     valid_BT = jnp.ones_like(tokens_BT, bool)
     logp_BT, entropy_BT = model.score(
-      cfg, params, tokens_BT, valid_BT, dtype=dtype, remat=remat
+      cfg,
+      lora.join(frozen, params),
+      tokens_BT,
+      valid_BT,
+      dtype=dtype,
+      remat=remat,
     )
     nll = losses.cross_entropy(logp_BT, mask_BT)
     return nll, {
@@ -51,13 +58,14 @@ def make_update(cfg, optimizer, rate, *, micro: int, dtype, remat: str):
     }
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def update(state, examples):
+  def update(state, frozen, examples):
     count = jnp.maximum((examples.mask_BT[:, 1:] > 0).sum(), 1)
-    grads, sums = optim.accumulate(loss, state['params'], examples, micro)
+    beside = functools.partial(loss, frozen=frozen)
+    grads, sums = optim.accumulate(beside, state['params'], examples, micro)
     grads, means = jax.tree.map(lambda x: x / count, (grads, sums))
     lr = rate(state['step'])
     state, norm = optim.apply(optimizer, state, grads)
     extra = {'lr': lr, 'grad_norm': norm, 'completion_tokens': count}
     return optim.tick(state), means | extra
 
-  return update
+  return lambda state, examples: update(state, frozen, examples)

@@ -2,7 +2,7 @@
 
   B batch     T query tokens   S key tokens    P prompt tokens   L layers
   D width     F mlp width      V vocabulary    Q questions       R rollouts
-  N query heads   K key-value heads   G = N/K   H head dim
+  N query heads   K key-value heads   G = N/K   H head dim   A adapter rank
 
 A parameter's name ends in its axes (`q_DNH`), and that suffix *is* its sharding
 annotation; a name without a suffix (norm scales, step counters) is replicated.
@@ -21,6 +21,7 @@ MESH_AXES = ('data', 'fsdp', 'tensor')
 TENSOR = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
 WEIGHTS = TENSOR | {'D': 'fsdp'}
 ACTIVATIONS = TENSOR | {'B': ('data', 'fsdp'), 'Q': ('data', 'fsdp')}
+LARGE = 1 << 20  # elements a layer; smaller parameters may stay whole
 DECODE_WEIGHTS = TENSOR  # Gather D once per rollout, not once per token.
 
 
@@ -71,23 +72,53 @@ def shard(x, axes: str, rules=ACTIVATIONS):
 def tree_shardings(tree, mesh: Mesh, rules=WEIGHTS):
   """A NamedSharding per leaf, read off the leaf's name; same tree structure.
 
-  Leading axes that the name does not mention (stacked layers) stay whole. A
-  dimension that its mesh axis does not divide is an error that names the leaf.
+  Leading axes that the name does not mention (stacked layers) stay whole. What
+  the rules cannot split evenly is split over another of its axes (`fit`); a
+  large leaf that stays whole all the same is an error that names it.
   """
 
   def one(path, x):
     axes = suffix(str(getattr(path[-1], 'key', '')))
     stacked = x.ndim - len(axes)
-    for letter, n in zip(axes, x.shape[stacked:], strict=True):
-      ways = _ways(mesh.shape, rules.get(letter))
-      if n % ways:
-        raise ValueError(
-          f'{jax.tree_util.keystr(path)}: axis {letter} of size {n} cannot be '
-          f'split {ways} ways over {rules[letter]!r}; change config.mesh'
-        )
-    return NamedSharding(mesh, P(*[None] * stacked, *spec(axes, rules)))
+    shape = x.shape[stacked:]
+    fitting, homeless = fit(axes, shape, mesh.shape, rules)
+    if homeless and math.prod(shape) > LARGE:
+      raise ValueError(
+        f'{jax.tree_util.keystr(path)}: axes {axes} of sizes {shape} cannot be '
+        f'split {mesh.shape[homeless[0]]} ways over {homeless[0]!r}; change '
+        'config.mesh'
+      )
+    return NamedSharding(mesh, P(*[None] * stacked, *fitting))
 
   return jax.tree.map_with_path(one, tree)
+
+
+def fit(axes: str, shape, mesh_shape, rules):
+  """(spec, mesh axes without a place) for a parameter of these axes.
+
+  A mesh axis that does not divide the dimension its rule names (two key-value
+  heads over four devices) joins the split of another dimension that has a rule,
+  so that storage stays split. The computation gathers such a weight.
+  """
+  spec = [_names(rules.get(a)) for a in axes]
+  ways = lambda names: math.prod(mesh_shape[a] for a in names)
+  moving = []
+  for i, n in enumerate(shape):
+    if n % ways(spec[i]):
+      moving += spec[i]
+      spec[i] = ()
+  homeless = []
+  for name in moving:
+    split = [
+      i
+      for i, n in enumerate(shape)
+      if rules.get(axes[i]) and n % ways((*spec[i], name)) == 0
+    ]
+    if split:
+      spec[split[0]] += (name,)
+    elif mesh_shape[name] > 1:
+      homeless.append(name)
+  return [_entry(names) for names in spec], homeless
 
 
 def put(mesh: Mesh, tree):
@@ -131,6 +162,14 @@ def gather(tree):
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
+def wait(what: str):
+  """Returns when every process is here."""
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils  # As above.
+
+    multihost_utils.sync_global_devices(what)
+
+
 def sum_over_processes(x):
   """A host array in which each process filled its share and left zeros."""
   if jax.process_count() == 1:
@@ -141,5 +180,16 @@ def sum_over_processes(x):
 
 
 def _ways(mesh_shape, axis) -> int:
-  names = axis if isinstance(axis, tuple) else (axis,)
-  return math.prod(mesh_shape[a] for a in names if a is not None)
+  return math.prod(mesh_shape[a] for a in _names(axis))
+
+
+def _names(axis) -> tuple[str, ...]:
+  """The mesh axes of a rule: None, a name or several."""
+  if axis is None:
+    return ()
+  return axis if isinstance(axis, tuple) else (axis,)
+
+
+def _entry(names):
+  """The inverse: what a PartitionSpec holds for a dimension."""
+  return names if len(names) > 1 else (names[0] if names else None)

@@ -86,6 +86,20 @@ def load(path):
   return tok
 
 
+def check(tok, vocabulary: int, where):
+  """Raises ValueError if a token's id has no row in the embedding.
+
+  Rows without a token are fine: vocabularies are padded to round numbers.
+  """
+  last = max(tok.get_vocab().values())
+  if last >= vocabulary:
+    raise ValueError(
+      f'{where} has {vocabulary} rows and the tokenizer {last + 1} ids '
+      f'(the last is {tok.convert_ids_to_tokens(last)!r}): they are not of one '
+      'model; give the tokenizer that the weights were trained with'
+    )
+
+
 def copy(source, target):
   """Copies the tokenizer's files between directories, byte for byte."""
   target = pathlib.Path(target)

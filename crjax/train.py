@@ -8,6 +8,7 @@ unpacked into explicit arguments of functions that know nothing of it.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
@@ -25,6 +26,7 @@ from crjax import (
   execution,
   grpo,
   hf,
+  lora,
   metrics,
   model,
   optim,
@@ -52,10 +54,16 @@ def train_sft(c):
   )
   steps = max(int(c.epochs * batches.rows / c.batch), 1)
   optimizer, rate = make_optimizer(c, updates=steps)
-  update = sft.make_update(
-    cfg, optimizer, rate, micro=c.micro, dtype=DTYPES[c.dtype], remat=c.remat
-  )
   with jax.set_mesh(mesh), checkpoint.open_manager(c.workdir, keep=c.keep) as m:
+    update = sft.make_update(
+      cfg,
+      optimizer,
+      rate,
+      frozen=load_frozen(c, cfg, load, mesh),
+      micro=c.micro,
+      dtype=DTYPES[c.dtype],
+      remat=c.remat,
+    )
     state = start(c, m, mesh, cfg, load, optimizer, batches)
     with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
       run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
@@ -66,7 +74,6 @@ def train_grpo(c):
   """Builds the parts of a GRPO run and hands them to `grpo.run`."""
   tok, cfg, load = open_inputs(c)
   mesh = make_mesh(c.mesh)
-  shardings = tree_shardings(abstract_params(cfg), mesh)
   dtype = DTYPES[c.dtype]
   prompts = data.prompts(
     c.data,
@@ -77,29 +84,32 @@ def train_grpo(c):
     pad_id=tok.pad_token_id,
   )
   optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
-  rollout = grpo.make_rollout(
-    cfg,
-    mesh,
-    rollouts=c.rollouts,
-    steps=c.completion_length,
-    stop_ids=tokenizer.stop_ids(tok),
-    pad_id=tok.pad_token_id,
-    dtype=dtype,
-    temperature=c.temperature,
-    waves=c.waves,
-  )
   with (
     jax.set_mesh(mesh),
     checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
     execution.Pool(workers=c.workers) as pool,
   ):
+    frozen = load_frozen(c, cfg, load, mesh)
+    rollout = grpo.make_rollout(
+      cfg,
+      mesh,
+      frozen=frozen,
+      rollouts=c.rollouts,
+      steps=c.completion_length,
+      stop_ids=tokenizer.stop_ids(tok),
+      pad_id=tok.pad_token_id,
+      dtype=dtype,
+      temperature=c.temperature,
+      waves=c.waves,
+    )
     update = grpo.make_update(
       cfg,
       optimizer,
       rate,
       mesh,
+      frozen=frozen,
       # The reference is the model that the run started from, resumed or not.
-      reference=load(shardings) if c.kl_coef else None,
+      reference=first_params(c, cfg, load, mesh) if c.kl_coef else None,
       minibatches=c.minibatches,
       micro=c.micro,
       temperature=c.temperature,
@@ -133,48 +143,65 @@ TASKS = {'sft': train_sft, 'grpo': train_grpo}
 def open_inputs(c):
   """(tokenizer, model Config, load) of what the config names.
 
-  `load(shardings)` puts the parameters on the devices: those of the directory
-  `c.model`, or, where that is empty, random ones of shape `c.shape`.
+  `load(mesh, dtype=)` puts the parameters on the devices: those of the
+  checkpoint `c.model`, or, where that is empty, random ones of shape `c.shape`.
+  The run's `source` keeps what an export will carry over.
   """
-  missing = [
-    f'  config.{name} = {c[name]!r} does not exist. Get it with:\n'
-    f'    {c.how[name]}'
-    for name in ('model', 'tokenizer', 'data')
-    if c[name] and not pathlib.Path(c[name]).exists()
-  ]
+  found, missing = None, []
+  for name in ('model', 'tokenizer', 'data'):
+    try:
+      if name == 'model' and c.model:
+        found = hf.inspect(c.model)
+      elif c[name] and not pathlib.Path(c[name]).exists():
+        raise FileNotFoundError(f'{c[name]} does not exist')
+    except FileNotFoundError as error:
+      missing.append(
+        f'  config.{name} = {c[name]!r}: {error}. Get it with:\n'
+        f'    {c.how[name]}'
+      )
   if missing:
     sys.exit('This run cannot start yet:\n' + '\n'.join(missing))
-  tok = tokenizer.load(c.tokenizer or c.model)
-  if c.model:
-    cfg, params = hf.load(c.model)
-    return tok, cfg, functools.partial(place, params)
-  cfg = model.Config(**c.shape)
-  if cfg.V < len(tok):
-    raise ValueError(
-      f'config.shape.V = {cfg.V} is smaller than the {len(tok)} tokens of '
-      f'{c.tokenizer}'
-    )
-  return (
-    tok,
-    cfg,
-    lambda shardings: jax.jit(
-      functools.partial(model.init, cfg), out_shardings=shardings
-    )(jax.random.key(c.seed)),
+  cfg = found.cfg if found else model.Config(**c.shape)
+  tok = tokenizer.load(c.tokenizer or found.place.path)
+  tokenizer.check(
+    tok, cfg.V, f'vocab_size of {c.model}' if found else 'config.shape.V'
   )
+  describe(c, cfg, found)
+  report = metrics.byte_report('load') if not jax.process_index() else None
+  if found:
+    load = functools.partial(hf.load, found, report=report)
+    return tok, with_adapters(c, cfg), load
+  if c.lora.rank:
+    raise ValueError('config.lora needs a config.model to adapt')
+  return tok, cfg, functools.partial(random_params, cfg, c.seed)
 
 
-def place(params, shardings):
-  """Host arrays -> sharded device arrays; each device receives its slice."""
-  return jax.tree.map(
-    lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]),
-    params,
-    shardings,
-  )
+def with_adapters(c, cfg):
+  if not c.lora.rank:
+    return cfg
+  adapters = lora.Lora(c.lora.rank, c.lora.alpha, tuple(c.lora.targets))
+  return dataclasses.replace(cfg, lora=adapters)
 
 
-def abstract_params(cfg):
-  key = jax.random.key(0)
-  return jax.eval_shape(functools.partial(model.init, cfg), key)
+def random_params(cfg, seed, mesh):
+  shardings = tree_shardings(hf.abstract(cfg), mesh)
+  init = jax.jit(functools.partial(model.init, cfg), out_shardings=shardings)
+  return init(jax.random.key(seed))
+
+
+def load_frozen(c, cfg, load, mesh):
+  """What is not trained: the base under adapters, in the compute dtype."""
+  return load(mesh, dtype=DTYPES[c.dtype]) if cfg.lora else None
+
+
+def first_params(c, cfg, load, mesh):
+  """What is trained, as it is before the first step."""
+  if cfg.lora is None:
+    return load(mesh)
+  draw = lambda key: lora.split(model.init(cfg, key))[1]
+  key = jax.random.key(c.seed)
+  shardings = tree_shardings(jax.eval_shape(draw, key), mesh)
+  return jax.jit(draw, out_shardings=shardings)(key)
 
 
 def make_optimizer(c, *, updates: int):
@@ -200,9 +227,9 @@ def start(c, manager, mesh, cfg, load, optimizer, batches):
 
   Also moves `batches` to the position that belongs to the state.
   """
-  describe(c, cfg)
   make = functools.partial(optim.init_state, optimizer, seed=c.seed)
-  abstract = jax.eval_shape(make, abstract_params(cfg))
+  whole = hf.abstract(cfg)
+  abstract = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
   shardings = tree_shardings(abstract, mesh)
   found = checkpoint.restore(
     manager,
@@ -213,8 +240,8 @@ def start(c, manager, mesh, cfg, load, optimizer, batches):
     ),
   )
   if found is None:
-    params = load(shardings['params'])
-    print(f'{c.task}: {model.count(params):,} parameters, a fresh run')
+    params = first_params(c, cfg, load, mesh)
+    print(f'{c.task}: {model.count(params):,} trained parameters, a fresh run')
     return jax.jit(make, out_shardings=shardings)(params)
   state, position = found
   batches.set_state(position)
@@ -222,12 +249,12 @@ def start(c, manager, mesh, cfg, load, optimizer, batches):
   return state
 
 
-def describe(c, cfg):
-  """Writes config.json and the tokenizer; refuses a run that is another one."""
+def describe(c, cfg, found):
+  """Writes config.json and `source`; refuses a run that is another one."""
   workdir = pathlib.Path(c.workdir)
   path, now = workdir / 'config.json', json.loads(c.to_json())
   if path.exists():
-    before = json.loads(path.read_text())['config']
+    before = json.loads(path.read_text())
     changed = [
       f'  {name}: {before.get(name)!r} before, {now.get(name)!r} now'
       for name in sorted({*before, *now} - MAY_CHANGE)
@@ -240,8 +267,11 @@ def describe(c, cfg):
         + '\nSet them back to resume it, or choose another --config.workdir.'
       )
   if jax.process_index() == 0:
-    tokenizer.copy(c.tokenizer or c.model, workdir / 'tokenizer')
-    checkpoint.write_json(path, {'config': now, 'model': hf.config_to_hf(cfg)})
+    if found:
+      hf.remember(found, workdir / 'source', c.tokenizer)
+    else:
+      hf.remember_new(cfg, workdir / 'source', c.tokenizer)
+    checkpoint.write_json(path, now)
 
 
 def saver(c, manager, steps: int):

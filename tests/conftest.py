@@ -24,6 +24,18 @@ import pytest  # After the devices are set.
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def load(path, mesh=(1, 1, 1)):
+  """(Config, numpy parameters) of a checkpoint, by way of a mesh."""
+  import jax
+
+  from crjax import hf
+  from crjax.sharding import gather, make_mesh
+
+  devices = jax.devices()[: max(1, mesh[0] * mesh[1] * mesh[2])]
+  found = hf.inspect(path)
+  return found.cfg, gather(hf.load(found, make_mesh(mesh, devices)))
+
+
 @pytest.fixture(scope='session')
 def assets() -> pathlib.Path:
   """Real tokenizers, configs, weights and benchmark files; not in the repo."""

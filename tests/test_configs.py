@@ -46,7 +46,7 @@ def test_rows_split_into_slices_and_devices(name):
 @pytest.mark.parametrize('mesh', [(1, 8, 1), (1, 4, 2), (2, 1, 4)])
 def test_7b_state_shards_on_8_devices(assets, mesh):
   directory = assets / 'configs' / 'Qwen2.5-7B-Instruct'
-  cfg = hf.config_from_hf(hf.read_json(directory / 'config.json'))
+  cfg = hf.read_config(directory / 'config.json')
   c = load('grpo_7b')
   rate = optim.schedule(c.lr, name=c.schedule, warmup=10, steps=c.steps)
   optimizer = optim.make(

@@ -68,7 +68,7 @@ def together(args, *, processes: int):
 def policy(tmp_path_factory, smoke_data):
   path = tmp_path_factory.mktemp('policy') / 'hf'
   params = jax.device_get(model.init(SHAPE, jax.random.key(0)))
-  hf.save(path, SHAPE, params, tokenizer_dir=smoke_data / 'tokenizer')
+  hf.save(path, SHAPE, params, source=smoke_data / 'tokenizer')
   return path
 
 

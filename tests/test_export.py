@@ -1,4 +1,5 @@
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from crjax import (
   sampling,
   tokenizer,
 )
-from tests.conftest import ROOT
+from crjax.sharding import make_mesh
+from tests.conftest import ROOT, load
 
 CFG = model.Config(V=512, L=2, D=32, F=48, N=4, K=2, H=8, tied=True)
 
@@ -33,14 +35,17 @@ def weights(step):
 def run_dir(tmp_path_factory, smoke_data):
   """A run directory with checkpoints 0 and 3, as train.py leaves it."""
   path = tmp_path_factory.mktemp('run')
-  tokenizer.copy(smoke_data / 'tokenizer', path / 'tokenizer')
-  described = {'config': {}, 'model': hf.config_to_hf(CFG)}
-  checkpoint.write_json(path / 'config.json', described)
+  hf.remember_new(CFG, path / 'source', smoke_data / 'tokenizer')
+  checkpoint.write_json(path / 'config.json', {'lora': {'rank': 0}})
   with checkpoint.open_manager(path, keep=None) as manager:
     for step in (0, 3):
       params = weights(step)
       checkpoint.save(manager, step, {'params': params}, {})
   return path
+
+
+def write(run, out, **kwargs):
+  return export.export(run, out, mesh=make_mesh((1, -1, 1)), **kwargs)
 
 
 def command(*flags):
@@ -59,7 +64,7 @@ def test_an_export_is_what_transformers_continues_greedily(run_dir, tmp_path):
   assert 'step 3' in done.stdout
   net = transformers.AutoModelForCausalLM.from_pretrained(out)
   theirs = transformers.AutoTokenizer.from_pretrained(out)
-  ours, (cfg, params) = tokenizer.load(out), hf.load(out)
+  ours, (cfg, params) = tokenizer.load(out), load(out)
   texts = [f'def f(x):\n    return x + {i}\n' * (1 + i % 3) for i in range(20)]
   ids = [theirs(text)['input_ids'] for text in texts]
   assert ids == [ours(text)['input_ids'] for text in texts]
@@ -83,7 +88,7 @@ def test_an_export_is_what_transformers_continues_greedily(run_dir, tmp_path):
 def test_any_step_and_precision(run_dir, tmp_path):
   for step, dtype in ((0, 'float32'), (3, 'bfloat16')):
     out = tmp_path / f'{step}'
-    assert export.export(run_dir, out, step=step, dtype=dtype) == step
+    assert write(run_dir, out, step=step, dtype=dtype) == step
     want = weights(step)
     half = hf.DTYPES[dtype]
     jax.tree.map(
@@ -91,7 +96,7 @@ def test_any_step_and_precision(run_dir, tmp_path):
         np.asarray(x).astype(half).astype(np.float32), y
       ),
       want,
-      hf.load(out)[1],
+      load(out)[1],
     )
 
 
@@ -99,7 +104,7 @@ def test_a_difference_fails_and_keeps_what_was_there(
   run_dir, tmp_path, monkeypatch
 ):
   out = tmp_path / 'hf'
-  export.export(run_dir, out, step=0)
+  write(run_dir, out, step=0)
   save = hf.save
 
   def damage(path, cfg, params, **kwargs):
@@ -108,31 +113,31 @@ def test_a_difference_fails_and_keeps_what_was_there(
 
   monkeypatch.setattr(hf, 'save', damage)
   with pytest.raises(ValueError, match='embed_VD reads back differently'):
-    export.export(run_dir, out)
+    write(run_dir, out)
   assert [p.name for p in tmp_path.iterdir()] == ['hf']
   want = weights(0)
-  np.testing.assert_array_equal(hf.load(out)[1]['embed_VD'], want['embed_VD'])
+  np.testing.assert_array_equal(load(out)[1]['embed_VD'], want['embed_VD'])
 
 
 def test_what_cannot_be_read_back_leaves_nothing(
   run_dir, tmp_path, monkeypatch
 ):
-  save = hf.save
+  compare = export.compare
 
   def tear(path, *args, **kwargs):
-    save(path, *args, **kwargs)
-    (path / 'model.safetensors').write_bytes(b'torn')
+    pathlib.Path(path, 'model.safetensors').write_bytes(b'torn')
+    return compare(path, *args, **kwargs)
 
-  monkeypatch.setattr(hf, 'save', tear)
+  monkeypatch.setattr(export, 'compare', tear)
   with pytest.raises(ValueError, match='is damaged'):
-    export.export(run_dir, tmp_path / 'hf')
+    write(run_dir, tmp_path / 'hf')
   assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_an_export_is_not_replaced(run_dir, tmp_path):
   def refused(out):
     with pytest.raises(ValueError, match='is not an export'):
-      export.export(run_dir, out)
+      write(run_dir, out)
 
   file = tmp_path / 'mine.txt'
   file.write_text('keep')
@@ -146,11 +151,11 @@ def test_what_is_not_an_export_is_not_replaced(run_dir, tmp_path):
   assert export.not_exported(tmp_path / 'new') == []
 
 
-def test_a_run_that_names_no_model_is_refused(run_dir, tmp_path):
+def test_what_is_no_run_is_refused(run_dir, tmp_path):
   shutil.copytree(run_dir, tmp_path / 'run')
   checkpoint.write_json(tmp_path / 'run/config.json', {'config': {}})
-  with pytest.raises(ValueError, match='lacks the field "model"'):
-    export.export(tmp_path / 'run', tmp_path / 'hf')
+  with pytest.raises(ValueError, match='lacks the field "lora"'):
+    write(tmp_path / 'run', tmp_path / 'hf')
 
 
 def test_missing_runs_and_steps_are_named(run_dir, tmp_path):
@@ -162,7 +167,7 @@ def test_missing_runs_and_steps_are_named(run_dir, tmp_path):
 
 
 def test_generation_config_names_the_end(run_dir, tmp_path):
-  export.export(run_dir, tmp_path / 'hf')
+  write(run_dir, tmp_path / 'hf')
   tok = tokenizer.load(tmp_path / 'hf')
   found = json.loads((tmp_path / 'hf/generation_config.json').read_text())
   assert found['eos_token_id'] == list(tokenizer.stop_ids(tok))

@@ -16,7 +16,7 @@ CFG = model.Config(V=64, L=1, D=16, F=24, N=4, K=2, H=8, tied=True)
 def small(tmp_path_factory):
   path = tmp_path_factory.mktemp('model') / 'hf'
   params = jax.device_get(model.init(CFG, jax.random.key(0)))
-  hf.save(path, CFG, params, tokenizer_dir=None)
+  hf.save(path, CFG, params)
   return path
 
 

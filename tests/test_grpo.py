@@ -35,6 +35,7 @@ class Setup:
     abstract = jax.eval_shape(init)
     shardings = tree_shardings(abstract, self.mesh)
     knobs = {
+      'frozen': None,
       'reference': None,
       'minibatches': 1,
       'micro': 1,
@@ -55,6 +56,7 @@ class Setup:
       self._rollout = grpo.make_rollout(
         CFG,
         self.mesh,
+        frozen=None,
         rollouts=R,
         steps=C,
         stop_ids=(STOP,),

@@ -17,6 +17,8 @@ ROWS = [
     'metrics',
     'tokenizer',
     'execution',
+    'files',
+    'lora',
   },
   {'attention', 'rewards', 'data', 'evals'},
   {'model'},

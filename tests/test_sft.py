@@ -31,7 +31,13 @@ def step(batch, *, mesh=(8, 1, 1), micro=1, dtype=jnp.float32, remat='none'):
   )
   shardings = tree_shardings(jax.eval_shape(init), mesh)
   update = sft.make_update(
-    CFG, optimizer, rate, micro=micro, dtype=dtype, remat=remat
+    CFG,
+    optimizer,
+    rate,
+    frozen=None,
+    micro=micro,
+    dtype=dtype,
+    remat=remat,
   )
   with jax.set_mesh(mesh):
     state = jax.jit(init, out_shardings=shardings)()

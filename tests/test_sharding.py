@@ -32,10 +32,27 @@ def test_decode_weights_are_whole_over_fsdp():
   assert got['q_DNH'].spec == P(None, 'tensor', None)
 
 
-def test_an_axis_that_does_not_divide_is_named():
-  mesh = sharding.make_mesh((1, 1, 8))
-  with pytest.raises(ValueError, match=r'k_DKH.*axis K of size 4.*8 ways'):
-    sharding.tree_shardings({'k_DKH': np.zeros((16, 4, 8))}, mesh)
+def test_a_mesh_axis_that_does_not_divide_splits_another_dimension():
+  specs = lambda tree, mesh, *rules: jax.tree.map(
+    lambda s: s.spec,
+    sharding.tree_shardings(tree, sharding.make_mesh(mesh), *rules),
+  )
+  layers = {'k_DKH': np.zeros((3, 16, 2, 8)), 'kb_KH': np.zeros((3, 2, 8))}
+  got = specs(layers, (1, 2, 4))
+  assert got['k_DKH'] == P(None, ('fsdp', 'tensor'), None, None)
+  assert got['kb_KH'] == P(None, None, None)
+  assert specs({'embed_VD': np.zeros((7, 6))}, (1, 4, 2))['embed_VD'] == P(
+    None, 'tensor'
+  )
+  # Decoding reads a weight at every token: it is whole rather than gathered.
+  got = specs(layers, (1, 2, 4), sharding.DECODE_WEIGHTS)
+  assert got['k_DKH'] == P(None, None, None, None)
+
+
+def test_a_large_parameter_that_cannot_be_split_is_named():
+  tree = {'up_DF': jax.ShapeDtypeStruct((1025, 1025), np.float32)}
+  with pytest.raises(ValueError, match=r"up_DF.*\(1025, 1025\).*8 .*'tensor'"):
+    sharding.tree_shardings(tree, sharding.make_mesh((1, 1, 8)))
 
 
 @pytest.mark.parametrize('shape', [(3, 1, 1), (2, 2), (-1, 3, 1)])

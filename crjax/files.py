@@ -1,0 +1,153 @@
+"""Where a checkpoint's files are: a directory, a bucket or the hub.
+
+Small files (config, tokenizer, index) are read from a local directory in every
+case. Weights are read by byte ranges where they are, so that a process fetches
+from a bucket no more than its devices hold.
+"""
+
+import atexit
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from typing import NamedTuple
+
+HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
+HUB_PATTERNS = ['*.json', '*.safetensors', '*.txt', '*.model', '*.jinja']
+WEIGHTS = '.safetensors'
+LONGEST_READ = 1 << 30  # bytes; Linux reads less than 2 GiB a call
+
+
+class Place(NamedTuple):
+  """A checkpoint's files."""
+
+  name: str  # as the user wrote it
+  path: pathlib.Path  # a local directory with every small file
+  weights: str  # the directory or URL that the weights are in
+
+
+def locate(name) -> Place:
+  """Finds `name`: a local directory, a URL (gs://...) or a hub name.
+
+  From the hub it is downloaded once a host: huggingface_hub caches, and locks
+  each file while one process fetches it.
+
+  Raises:
+    FileNotFoundError: it is none of them; says what was tried.
+  """
+  name = os.fspath(name)
+  if remote(name):
+    return Place(name, _mirror(name), name.rstrip('/'))
+  if os.path.isdir(name):
+    return Place(name, pathlib.Path(name), name)
+  if not HUB_NAME.fullmatch(name):
+    raise FileNotFoundError(f'{name} does not exist: not a model directory')
+  path = _download(name)
+  return Place(name, path, str(path))
+
+
+def remote(name) -> bool:
+  return '://' in os.fspath(name)
+
+
+def _download(name) -> pathlib.Path:
+  import huggingface_hub  # Slow to import; only hub names need it.
+
+  try:
+    found = huggingface_hub.snapshot_download(name, allow_patterns=HUB_PATTERNS)
+  except (OSError, ValueError) as error:  # Its HTTP errors are OSErrors.
+    raise FileNotFoundError(
+      f'{name} is neither a directory here nor to be had from the hub: {error}'
+    ) from error
+  return pathlib.Path(found)
+
+
+def _mirror(url) -> pathlib.Path:
+  """A temporary directory with the small files of a bucket's directory."""
+  found = listdir(url)
+  if not found:
+    raise FileNotFoundError(f'{url} does not exist or is empty')
+  path = pathlib.Path(tempfile.mkdtemp(prefix='crjax-'))
+  atexit.register(shutil.rmtree, path, ignore_errors=True)
+  for file in found:
+    if not file.endswith((WEIGHTS, '/')):
+      (path / file).write_bytes(read_bytes(f'{url}/{file}'))
+  return path
+
+
+def _gfile():
+  import tensorflow as tf  # Slow to import; only remote files need it.
+
+  return tf.io.gfile
+
+
+def listdir(path) -> list[str]:
+  """The names in a directory, those of a missing one: none."""
+  path = os.fspath(path)
+  if not remote(path):
+    return sorted(os.listdir(path)) if os.path.isdir(path) else []
+  gfile = _gfile()
+  return sorted(gfile.listdir(path)) if gfile.isdir(path) else []
+
+
+def read_bytes(path) -> bytes:
+  path = os.fspath(path)
+  if not remote(path):
+    return pathlib.Path(path).read_bytes()
+  with _gfile().GFile(path, 'rb') as file:
+    return file.read()
+
+
+def remove(path):
+  """Removes a file if it is there."""
+  path = os.fspath(path)
+  if not remote(path):
+    pathlib.Path(path).unlink(missing_ok=True)
+  elif _gfile().exists(path):
+    _gfile().remove(path)
+
+
+def writer(path):
+  """A file opened for writing; a remote object appears when it is closed."""
+  path = os.fspath(path)
+  return _gfile().GFile(path, 'wb') if remote(path) else open(path, 'wb')
+
+
+class Ranges:
+  """A file read by byte ranges; use as a context manager."""
+
+  def __init__(self, path):
+    self.path = os.fspath(path)
+    if remote(self.path):
+      self._file = _gfile().GFile(self.path, 'rb')
+      self.size = _gfile().stat(self.path).length
+    else:
+      self._file = os.open(self.path, os.O_RDONLY)
+      self.size = os.fstat(self._file).st_size
+
+  def read_into(self, view, start: int):
+    """Fills a writable buffer from `start` on; EOFError past the end."""
+    view = memoryview(view).cast('B')
+    while len(view):
+      done = self._some(view[:LONGEST_READ], start)
+      if not done:
+        raise EOFError(f'{self.path} ends at byte {start}')
+      view, start = view[done:], start + done
+
+  def _some(self, view, start) -> int:
+    if not remote(self.path):
+      return os.preadv(self._file, [view], start)
+    self._file.seek(start)
+    data = self._file.read(len(view))
+    view[: len(data)] = data
+    return len(data)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if remote(self.path):
+      self._file.close()
+    else:
+      os.close(self._file)
