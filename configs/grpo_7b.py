@@ -21,6 +21,7 @@ def get_config():
 
   c.data = 'runs/data_7b/rl_train.parquet'
   c.tokenizer = ''  # Empty: that of the model.
+  c.thinking = False  # Qwen3: reasoning stands in our tags, not in <think>.
   c.model = 'runs/sft_7b/export'
   c.how = {
     'model': 'python -m crjax.train --config=configs/sft_7b.py && '

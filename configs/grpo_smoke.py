@@ -17,6 +17,7 @@ def get_config():
 
   c.data = 'runs/smoke/data/rl_train.parquet'
   c.tokenizer = ''  # Empty: that of the model.
+  c.thinking = False  # Qwen3: reasoning stands in our tags, not in <think>.
   c.model = 'runs/smoke/sft/export'
   c.how = {
     'model': 'python -m crjax.train --config=configs/sft_smoke.py && '

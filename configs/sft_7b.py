@@ -19,6 +19,7 @@ def get_config():
 
   c.data = 'runs/data_7b/sft_train.parquet'
   c.tokenizer = ''  # Empty: that of the model.
+  c.thinking = False  # Qwen3: reasoning stands in our tags, not in <think>.
   c.model = 'Qwen/Qwen2.5-7B-Instruct'  # Or a directory, or gs://...
   c.shape = {}
   c.how = {

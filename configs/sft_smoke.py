@@ -17,6 +17,7 @@ def get_config():
 
   c.data = 'runs/smoke/data/sft_train.parquet'
   c.tokenizer = 'runs/smoke/data/tokenizer'
+  c.thinking = False  # Qwen3: reasoning stands in our tags, not in <think>.
   c.model = ''  # Empty: random weights of this shape.
   c.shape = {
     'V': 512,

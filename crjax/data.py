@@ -57,10 +57,15 @@ class Batches:
     self._iterator.set_state(state)
 
 
-def examples(path, tok, *, batch, length, seed, pad_id) -> Batches:
-  """Batches of Examples, `length` tokens wide; longer rows are left out."""
+def examples(
+  path, tok, *, batch, length, seed, pad_id, thinking=None
+) -> Batches:
+  """Batches of Examples, `length` tokens wide; longer rows are left out.
+
+  `thinking`: see tokenizer.encode_prompt.
+  """
   encoded = [
-    tokenizer.encode_example(tok, row['messages'])
+    tokenizer.encode_example(tok, row['messages'], thinking=thinking)
     for row in read(path, {'id', 'messages'})
   ]
   kept = _fitting(encoded, lambda row: len(row[0]), length, path)
@@ -75,10 +80,16 @@ def examples(path, tok, *, batch, length, seed, pad_id) -> Batches:
   return Batches(kept, collate, batch=batch, seed=seed, source=path)
 
 
-def prompts(path, tok, *, questions, length, seed, pad_id) -> Batches:
-  """Batches of Prompts, `length` tokens wide; longer rows are left out."""
+def prompts(
+  path, tok, *, questions, length, seed, pad_id, thinking=None
+) -> Batches:
+  """Batches of Prompts; see `examples`."""
   rows = [
-    (i, tokenizer.encode_prompt(tok, row['prompt']), task(row))
+    (
+      i,
+      tokenizer.encode_prompt(tok, row['prompt'], thinking=thinking),
+      task(row),
+    )
     for i, row in enumerate(read(path, {'id', 'kind', 'prompt', 'verify'}))
   ]
   kept = _fitting(rows, lambda row: len(row[1]), length, path)

@@ -76,6 +76,7 @@ def make_complete(
   prompt_length: int,
   completion_length: int,
   seed: int,
+  thinking: bool | None,
 ):
   """`complete` for `run`, from the decode copy `params`.
 
@@ -91,7 +92,8 @@ def make_complete(
   )
 
   def complete(prompts, temperature, rollouts):
-    encoded = [tokenizer.encode_prompt(tok, prompt) for prompt in prompts]
+    encode = functools.partial(tokenizer.encode_prompt, tok, thinking=thinking)
+    encoded = list(map(encode, prompts))
     fits = [i for i, x in enumerate(encoded) if len(x) <= prompt_length]
     fits.sort(key=lambda i: len(encoded[i]))
     texts = [None] * (len(prompts) * rollouts)
@@ -280,6 +282,7 @@ def main(_):
     prompt_length=c.prompt_length,
     completion_length=c.completion_length,
     seed=c.seed,
+    thinking=c.thinking,
   )
   with jax.set_mesh(mesh), execution.Pool(c.workers) as pool:
     rows = run(tasks, complete, pool, samples=c.samples)

@@ -115,19 +115,28 @@ def stop_ids(tok) -> tuple[int, ...]:
   return tuple(sorted(ids - {None}))
 
 
-def encode_prompt(tok, prompt) -> list[int]:
-  """Tokens of the messages up to where the assistant begins to write."""
-  return _encode(tok, _render(tok, prompt, add_generation_prompt=True))
+def encode_prompt(tok, prompt, *, thinking: bool | None = None) -> list[int]:
+  """Tokens of the messages up to where the assistant begins to write.
+
+  `thinking` is the switch of Qwen3's template (False: an empty block of
+  thoughts ends the prompt); None leaves it to the template, and templates
+  without the switch ignore it.
+  """
+  return _encode(
+    tok, _render(tok, prompt, thinking, add_generation_prompt=True)
+  )
 
 
-def encode_example(tok, conversation):
+def encode_example(tok, conversation, *, thinking: bool | None = None):
   """(tokens, mask) of messages that end with the assistant's.
 
-  The mask is 1 on what the assistant writes, the end-of-turn token included.
-  Raises ValueError if the template does not append the answer to the prompt.
+  Prompt and completion are tokenized apart, as they are while sampling, and the
+  mask counts tokens: 0 for those of the prompt, 1 for what the assistant
+  writes, the end-of-turn token included. Raises ValueError if the template does
+  not append the answer to the prompt.
   """
-  head = _render(tok, conversation[:-1], add_generation_prompt=True)
-  whole = _render(tok, conversation)
+  head = _render(tok, conversation[:-1], thinking, add_generation_prompt=True)
+  whole = _render(tok, conversation, thinking)
   if conversation[-1]['role'] != 'assistant' or not whole.startswith(head):
     raise ValueError(
       'the chat template does not render the last message, which must be the '
@@ -190,7 +199,14 @@ def train(texts, path, *, vocab_size: int):
   return tok
 
 
-def _render(tok, conversation, **kwargs) -> str:
+def _render(tok, conversation, thinking, **kwargs) -> str:
+  if not tok.chat_template:
+    raise ValueError(
+      f'{tok.name_or_path} has no chat template; put the chat_template.jinja '
+      'that its model was trained with beside the tokenizer'
+    )
+  if thinking is not None:
+    kwargs['enable_thinking'] = thinking
   return tok.apply_chat_template(conversation, tokenize=False, **kwargs)
 
 

@@ -51,6 +51,7 @@ def train_sft(c):
     length=c.length,
     seed=c.seed,
     pad_id=tok.pad_token_id,
+    thinking=c.thinking,
   )
   steps = max(int(c.epochs * batches.rows / c.batch), 1)
   optimizer, rate = make_optimizer(c, updates=steps)
@@ -82,6 +83,7 @@ def train_grpo(c):
     length=c.prompt_length,
     seed=c.seed,
     pad_id=tok.pad_token_id,
+    thinking=c.thinking,
   )
   optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
   with (

@@ -1,6 +1,8 @@
 """Two processes of two devices each train what one process of four trains."""
 
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -103,3 +105,42 @@ def test_two_processes_train_what_one_trains(
     for workdir in runs.values()
   ]
   assert len(lines[0]) == len(lines[1]) == step
+
+
+LOAD_AND_SAVE = """
+import re, sys
+import jax
+from crjax import hf
+from crjax.sharding import make_mesh
+source, out = sys.argv[1:3]
+if '--distributed' in sys.argv:
+  jax.distributed.initialize()
+mesh = make_mesh((1, 2, 2))
+found = hf.inspect(source)
+read = lambda: int(re.search(r'rchar: (\\d+)', open('/proc/self/io').read())[1])
+before = read()
+params = hf.load(found, mesh)
+jax.block_until_ready(params)
+print('read', read() - before)
+with jax.set_mesh(mesh):
+  hf.save(out, found.cfg, params, dtype='bfloat16')
+"""
+
+
+def test_each_process_reads_its_share_and_the_first_one_writes(tmp_path):
+  cfg = dataclasses.replace(SHAPE, V=16384, D=256, L=2, tied=False)
+  params = jax.device_get(model.init(cfg, jax.random.key(0)))
+  source = tmp_path / 'source'
+  hf.save(source, cfg, params, dtype='bfloat16')
+  size = sum(p.stat().st_size for p in source.glob('*.safetensors'))
+  for processes in (1, 2):
+    out = tmp_path / str(processes)
+    args = [sys.executable, '-c', LOAD_AND_SAVE, str(source), str(out)]
+    outputs = together(args, processes=processes)
+    found = [int(re.search(r'read (\d+)', output)[1]) for output in outputs]
+    # All read norm scales, headers, and modules that jax imports late.
+    assert max(found) < 1.15 * size / processes
+    assert sum(found) > 0.95 * size
+    assert not (tmp_path / f'{out.name}.tmp').exists()
+    for path in source.iterdir():
+      assert path.read_bytes() == (out / path.name).read_bytes()
