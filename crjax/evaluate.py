@@ -272,10 +272,10 @@ def main(_):
   except (ValueError, OSError) as error:
     sys.exit(f'--model={f.model}: {error}')
   tasks, mesh, dtype = read_tasks(source), make_mesh(c.mesh), DTYPES[c.dtype]
-  params = hf.load(found, mesh, dtype=dtype)
+  decode_copy = sampling.make_decode_copy(found.cfg, mesh, dtype)
   complete = make_complete(
     found.cfg,
-    sampling.make_decode_copy(found.cfg, mesh, dtype)(params),
+    decode_copy(hf.load(found, mesh, dtype=dtype)),
     tok,
     mesh,
     batch=c.batch,

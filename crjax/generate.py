@@ -138,10 +138,10 @@ def run(f):
     print(f'generate: {f.model} has no tokenizer; "text" will be null')
   dtype = DTYPES[f.dtype]
   with jax.set_mesh(mesh):
-    params = hf.load(found, mesh, dtype=dtype)
+    decode_copy = sampling.make_decode_copy(cfg, mesh, dtype)
     new = generate(
       cfg,
-      sampling.make_decode_copy(cfg, mesh, dtype)(params),
+      decode_copy(hf.load(found, mesh, dtype=dtype)),
       lines,
       mesh=mesh,
       stop_ids=end_ids(path),

@@ -149,6 +149,24 @@ def open_inputs(c):
   checkpoint `c.model`, or, where that is empty, random ones of shape `c.shape`.
   The run's `source` keeps what an export will carry over.
   """
+  try:
+    found = find_inputs(c)
+    cfg = found.cfg if found else model.Config(**c.shape)
+    tok = tokenizer.load(c.tokenizer or found.place.path)
+    rows = f'vocab_size of {c.model}' if found else 'config.shape.V'
+    tokenizer.check(tok, cfg.V, rows)
+    adapted = with_adapters(c, cfg)
+  except (ValueError, OSError) as error:
+    sys.exit(f'This run cannot start: {error}')
+  describe(c, cfg, found)
+  if not found:
+    return tok, cfg, functools.partial(random_params, cfg, c.seed)
+  report = metrics.byte_report('load') if not jax.process_index() else None
+  return tok, adapted, functools.partial(hf.load, found, report=report)
+
+
+def find_inputs(c):
+  """The checkpoint of `c.model`, None without one; all that lacks is named."""
   found, missing = None, []
   for name in ('model', 'tokenizer', 'data'):
     try:
@@ -163,24 +181,15 @@ def open_inputs(c):
       )
   if missing:
     sys.exit('This run cannot start yet:\n' + '\n'.join(missing))
-  cfg = found.cfg if found else model.Config(**c.shape)
-  tok = tokenizer.load(c.tokenizer or found.place.path)
-  tokenizer.check(
-    tok, cfg.V, f'vocab_size of {c.model}' if found else 'config.shape.V'
-  )
-  describe(c, cfg, found)
-  report = metrics.byte_report('load') if not jax.process_index() else None
-  if found:
-    load = functools.partial(hf.load, found, report=report)
-    return tok, with_adapters(c, cfg), load
-  if c.lora.rank:
-    raise ValueError('config.lora needs a config.model to adapt')
-  return tok, cfg, functools.partial(random_params, cfg, c.seed)
+  return found
 
 
 def with_adapters(c, cfg):
+  """The Config with the adapters that `c.lora` asks for."""
   if not c.lora.rank:
     return cfg
+  if not c.model:
+    raise ValueError('config.lora needs a config.model to adapt')
   adapters = lora.Lora(c.lora.rank, c.lora.alpha, tuple(c.lora.targets))
   return dataclasses.replace(cfg, lora=adapters)
 

@@ -156,7 +156,7 @@ def test_bad_files_are_named(small, tmp_path):
   assert 'Traceback' not in done.stderr
   assert not (tmp_path / 'out.jsonl').exists()
   done = command(tmp_path / 'no', torn, tmp_path / 'out.jsonl')
-  assert 'not a Hugging Face model directory' in done.stderr
+  assert 'no does not exist: not a model directory' in done.stderr
 
 
 def test_end_tokens_come_from_the_directory(tmp_path):

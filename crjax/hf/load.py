@@ -26,7 +26,7 @@ from crjax.hf.table import (
   their_shapes,
   unflatten,
 )
-from crjax.sharding import tree_shardings
+from crjax.sharding import suffix, tree_shardings
 
 BLOCK = 16 << 20  # bytes read at a time where a device needs some columns
 
@@ -96,7 +96,7 @@ def load(checkpoint: Checkpoint, mesh, *, dtype=jnp.float32, report=None):
   Args:
     checkpoint: see `inspect`.
     mesh: where the parameters go; their names say how, see sharding.py.
-    dtype: of the parameters.
+    dtype: of the parameters; norm scales are float32 whatever it is.
     report: called with (bytes done, bytes in all) after each tensor.
 
   Raises:
@@ -104,8 +104,9 @@ def load(checkpoint: Checkpoint, mesh, *, dtype=jnp.float32, report=None):
   """
   cfg = checkpoint.cfg
   shardings = flatten(tree_shardings(abstract(cfg), mesh))
+  kind = lambda ours: dtype if suffix(ours) else jnp.float32
   flat = {
-    ours: _zeros(shape, dtype, shardings[ours])
+    ours: _zeros(shape, kind(ours), shardings[ours])
     for ours, shape in _stacks(cfg).items()
   }
   work = _in_file_order(checkpoint)
@@ -117,9 +118,11 @@ def load(checkpoint: Checkpoint, mesh, *, dtype=jnp.float32, report=None):
     how = axes, sizes(axes, cfg), sharding
     flags.append(_finite(raw))
     if layer is None:
-      flat[ours] = _settle(raw, dtype, *how)
+      flat[ours] = _settle(raw, kind(ours), *how)
     else:
       flat[ours] = _place(flat[ours], raw, layer, *how)
+    # The next tensor is being read meanwhile; no more than that may pile up.
+    jax.block_until_ready(flat[ours])
     done += tensor.nbytes
     if report:
       report(done, total)
