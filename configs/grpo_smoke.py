@@ -27,7 +27,7 @@ def get_config():
     'data': 'python -m data_pipeline.build --config=configs/data_smoke.py',
   }
 
-  c.steps = 70
+  c.steps = 140
   c.questions = 32  # Sampled a step; of these
   c.groups = 16  # so many are trained on, those with an advantage first.
   c.rollouts = 8

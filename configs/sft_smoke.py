@@ -35,7 +35,7 @@ def get_config():
   build = 'python -m data_pipeline.build --config=configs/data_smoke.py'
   c.how = {'model': '', 'tokenizer': build, 'data': build}
 
-  c.epochs = 1.2
+  c.epochs = 1.6
   c.batch = 16
   c.length = 176
   c.micro = 1

@@ -269,13 +269,15 @@ def main(_):
     found = hf.inspect(f.model)
     tok = tokenizer.load(found.place.path)
     tokenizer.check(tok, found.cfg.V, f'vocab_size of {f.model}')
+    mesh, dtype = make_mesh(c.mesh), DTYPES[c.dtype]
+    decode_copy = sampling.make_decode_copy(found.cfg, mesh, dtype)
+    params = decode_copy(hf.load(found, mesh, dtype=dtype))
   except (ValueError, OSError) as error:
     sys.exit(f'--model={f.model}: {error}')
-  tasks, mesh, dtype = read_tasks(source), make_mesh(c.mesh), DTYPES[c.dtype]
-  decode_copy = sampling.make_decode_copy(found.cfg, mesh, dtype)
+  tasks = read_tasks(source)
   complete = make_complete(
     found.cfg,
-    decode_copy(hf.load(found, mesh, dtype=dtype)),
+    params,
     tok,
     mesh,
     batch=c.batch,

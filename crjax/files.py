@@ -6,6 +6,8 @@ from a bucket no more than its devices hold.
 """
 
 import atexit
+import contextlib
+import fnmatch
 import os
 import pathlib
 import re
@@ -14,9 +16,9 @@ import tempfile
 from typing import NamedTuple
 
 HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
-HUB_PATTERNS = ['*.json', '*.safetensors', '*.txt', '*.model', '*.jinja']
+SMALL = ['*.json', '*.txt', '*.model', '*.jinja']
 WEIGHTS = '.safetensors'
-LONGEST_READ = 1 << 30  # bytes; Linux reads less than 2 GiB a call
+LONGEST_READ = 16 << 20  # bytes a call; a bucket's client copies them once
 
 
 class Place(NamedTuple):
@@ -41,7 +43,8 @@ def locate(name) -> Place:
     return Place(name, _mirror(name), name.rstrip('/'))
   if os.path.isdir(name):
     return Place(name, pathlib.Path(name), name)
-  if not HUB_NAME.fullmatch(name):
+  beside = os.path.isdir(os.path.dirname(name) or '.') and '/' in name
+  if beside or not HUB_NAME.fullmatch(name):
     raise FileNotFoundError(f'{name} does not exist: not a model directory')
   path = _download(name)
   return Place(name, path, str(path))
@@ -55,7 +58,9 @@ def _download(name) -> pathlib.Path:
   import huggingface_hub  # Slow to import; only hub names need it.
 
   try:
-    found = huggingface_hub.snapshot_download(name, allow_patterns=HUB_PATTERNS)
+    found = huggingface_hub.snapshot_download(
+      name, allow_patterns=[*SMALL, f'*{WEIGHTS}']
+    )
   except (OSError, ValueError) as error:  # Its HTTP errors are OSErrors.
     raise FileNotFoundError(
       f'{name} is neither a directory here nor to be had from the hub: {error}'
@@ -71,15 +76,22 @@ def _mirror(url) -> pathlib.Path:
   path = pathlib.Path(tempfile.mkdtemp(prefix='crjax-'))
   atexit.register(shutil.rmtree, path, ignore_errors=True)
   for file in found:
-    if not file.endswith((WEIGHTS, '/')):
+    if any(fnmatch.fnmatch(file, pattern) for pattern in SMALL):
       (path / file).write_bytes(read_bytes(f'{url}/{file}'))
   return path
 
 
-def _gfile():
+@contextlib.contextmanager
+def _gfile(path):
+  """tf.io.gfile, whose errors become those of local files, with the path."""
   import tensorflow as tf  # Slow to import; only remote files need it.
 
-  return tf.io.gfile
+  try:
+    yield tf.io.gfile
+  except tf.errors.NotFoundError as error:
+    raise FileNotFoundError(f'{path} does not exist: {error}') from error
+  except tf.errors.OpError as error:
+    raise OSError(f'{path}: {error}') from error
 
 
 def listdir(path) -> list[str]:
@@ -87,15 +99,15 @@ def listdir(path) -> list[str]:
   path = os.fspath(path)
   if not remote(path):
     return sorted(os.listdir(path)) if os.path.isdir(path) else []
-  gfile = _gfile()
-  return sorted(gfile.listdir(path)) if gfile.isdir(path) else []
+  with _gfile(path) as gfile:
+    return sorted(gfile.listdir(path)) if gfile.isdir(path) else []
 
 
 def read_bytes(path) -> bytes:
   path = os.fspath(path)
   if not remote(path):
     return pathlib.Path(path).read_bytes()
-  with _gfile().GFile(path, 'rb') as file:
+  with _gfile(path) as gfile, gfile.GFile(path, 'rb') as file:
     return file.read()
 
 
@@ -104,14 +116,22 @@ def remove(path):
   path = os.fspath(path)
   if not remote(path):
     pathlib.Path(path).unlink(missing_ok=True)
-  elif _gfile().exists(path):
-    _gfile().remove(path)
+    return
+  with _gfile(path) as gfile:
+    if gfile.exists(path):
+      gfile.remove(path)
 
 
+@contextlib.contextmanager
 def writer(path):
   """A file opened for writing; a remote object appears when it is closed."""
   path = os.fspath(path)
-  return _gfile().GFile(path, 'wb') if remote(path) else open(path, 'wb')
+  if not remote(path):
+    with open(path, 'wb') as file:
+      yield file
+    return
+  with _gfile(path) as gfile, gfile.GFile(path, 'wb') as file:
+    yield file
 
 
 class Ranges:
@@ -120,26 +140,31 @@ class Ranges:
   def __init__(self, path):
     self.path = os.fspath(path)
     if remote(self.path):
-      self._file = _gfile().GFile(self.path, 'rb')
-      self.size = _gfile().stat(self.path).length
+      with _gfile(self.path) as gfile:
+        self.size = gfile.stat(self.path).length
+        self._file = gfile.GFile(self.path, 'rb')
     else:
       self._file = os.open(self.path, os.O_RDONLY)
       self.size = os.fstat(self._file).st_size
 
   def read_into(self, view, start: int):
-    """Fills a writable buffer from `start` on; EOFError past the end."""
+    """Fills a writable buffer from `start` on; OSError names the file."""
     view = memoryview(view).cast('B')
     while len(view):
       done = self._some(view[:LONGEST_READ], start)
       if not done:
-        raise EOFError(f'{self.path} ends at byte {start}')
+        raise OSError(f'{self.path} ends at byte {start}: it is truncated')
       view, start = view[done:], start + done
 
   def _some(self, view, start) -> int:
     if not remote(self.path):
-      return os.preadv(self._file, [view], start)
-    self._file.seek(start)
-    data = self._file.read(len(view))
+      try:
+        return os.preadv(self._file, [view], start)
+      except OSError as error:
+        raise OSError(error.errno, error.strerror, self.path) from error
+    with _gfile(self.path):
+      self._file.seek(start)
+      data = self._file.read(len(view))
     view[: len(data)] = data
     return len(data)
 

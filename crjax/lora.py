@@ -25,6 +25,7 @@ class Lora:
   def __post_init__(self):
     if self.rank < 1:
       raise ValueError(f'lora.rank = {self.rank} must be 1 or more')
+    object.__setattr__(self, 'targets', tuple(self.targets))  # Hashable.
     unknown = sorted(set(self.targets) - set(TARGETS))
     if unknown or not self.targets:
       raise ValueError(

@@ -30,14 +30,15 @@ class Rollout(NamedTuple):
 def make_decode_copy(cfg, mesh, dtype):
   """A jitted (params, frozen=None) -> `model.unstack` of both together.
 
-  D is gathered once, not at every token.
+  D is gathered once, not at every token. Where a mesh has more ways than heads
+  the weights of attention are whole on every device.
   """
   unstack = lambda params, frozen=None: model.unstack(
     lora.join(frozen, params), dtype, cfg.lora
   )
   init = lambda key: unstack(model.init(cfg, key))
   shapes = jax.eval_shape(init, jax.random.key(0))
-  shardings = tree_shardings(shapes, mesh, DECODE_WEIGHTS)
+  shardings = tree_shardings(shapes, mesh, DECODE_WEIGHTS, strict=False)
   return jax.jit(unstack, out_shardings=shardings)
 
 

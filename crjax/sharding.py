@@ -69,12 +69,13 @@ def shard(x, axes: str, rules=ACTIVATIONS):
   return jax.lax.with_sharding_constraint(x, P(*fitting))
 
 
-def tree_shardings(tree, mesh: Mesh, rules=WEIGHTS):
+def tree_shardings(tree, mesh: Mesh, rules=WEIGHTS, *, strict=True):
   """A NamedSharding per leaf, read off the leaf's name; same tree structure.
 
   Leading axes that the name does not mention (stacked layers) stay whole. What
-  the rules cannot split evenly is split over another of its axes (`fit`); a
-  large leaf that stays whole all the same is an error that names it.
+  the rules cannot split evenly is split over another of its axes (`fit`); if
+  `strict`, a large leaf that stays whole all the same is an error that names
+  it.
   """
 
   def one(path, x):
@@ -82,7 +83,7 @@ def tree_shardings(tree, mesh: Mesh, rules=WEIGHTS):
     stacked = x.ndim - len(axes)
     shape = x.shape[stacked:]
     fitting, homeless = fit(axes, shape, mesh.shape, rules)
-    if homeless and math.prod(shape) > LARGE:
+    if strict and homeless and math.prod(shape) > LARGE:
       raise ValueError(
         f'{jax.tree_util.keystr(path)}: axes {axes} of sizes {shape} cannot be '
         f'split {mesh.shape[homeless[0]]} ways over {homeless[0]!r}; change '

@@ -156,13 +156,12 @@ def open_inputs(c):
     rows = f'vocab_size of {c.model}' if found else 'config.shape.V'
     tokenizer.check(tok, cfg.V, rows)
     adapted = with_adapters(c, cfg)
+    describe(c, cfg, found)
   except (ValueError, OSError) as error:
     sys.exit(f'This run cannot start: {error}')
-  describe(c, cfg, found)
   if not found:
     return tok, cfg, functools.partial(random_params, cfg, c.seed)
-  report = metrics.byte_report('load') if not jax.process_index() else None
-  return tok, adapted, functools.partial(hf.load, found, report=report)
+  return tok, adapted, functools.partial(load_weights, found)
 
 
 def find_inputs(c):
@@ -184,14 +183,22 @@ def find_inputs(c):
   return found
 
 
+def load_weights(found, mesh, **kwargs):
+  """hf.load with progress; damage ends the run with a message."""
+  report = metrics.byte_report('load') if not jax.process_index() else None
+  try:
+    return hf.load(found, mesh, report=report, **kwargs)
+  except (ValueError, OSError) as error:
+    sys.exit(f'This run cannot start: {error}')
+
+
 def with_adapters(c, cfg):
   """The Config with the adapters that `c.lora` asks for."""
   if not c.lora.rank:
     return cfg
   if not c.model:
     raise ValueError('config.lora needs a config.model to adapt')
-  adapters = lora.Lora(c.lora.rank, c.lora.alpha, tuple(c.lora.targets))
-  return dataclasses.replace(cfg, lora=adapters)
+  return dataclasses.replace(cfg, lora=lora.Lora(**c.lora))
 
 
 def random_params(cfg, seed, mesh):

@@ -70,7 +70,7 @@ def together(args, *, processes: int):
 def policy(tmp_path_factory, smoke_data):
   path = tmp_path_factory.mktemp('policy') / 'hf'
   params = jax.device_get(model.init(SHAPE, jax.random.key(0)))
-  hf.save(path, SHAPE, params, source=smoke_data / 'tokenizer')
+  hf.save(path, SHAPE, params, source_dir=smoke_data / 'tokenizer')
   return path
 
 
@@ -141,6 +141,6 @@ def test_each_process_reads_its_share_and_the_first_one_writes(tmp_path):
     # All read norm scales, headers, and modules that jax imports late.
     assert max(found) < 1.15 * size / processes
     assert sum(found) > 0.95 * size
-    assert not (tmp_path / f'{out.name}.tmp').exists()
+    assert {p.name for p in tmp_path.iterdir()} <= {'source', '1', '2'}
     for path in source.iterdir():
       assert path.read_bytes() == (out / path.name).read_bytes()

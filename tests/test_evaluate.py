@@ -17,7 +17,7 @@ CFG = model.Config(V=512, L=1, D=16, F=24, N=2, K=1, H=8, tied=True)
 def small(tmp_path_factory, smoke_data):
   path = tmp_path_factory.mktemp('model') / 'hf'
   params = jax.device_get(model.init(CFG, jax.random.key(0)))
-  hf.save(path, CFG, params, source=smoke_data / 'tokenizer')
+  hf.save(path, CFG, params, source_dir=smoke_data / 'tokenizer')
   return path
 
 

@@ -11,7 +11,13 @@ import torch
 import transformers
 
 from crjax import hf, model, sampling
-from crjax.sharding import LARGE, make_mesh, suffix, tree_shardings
+from crjax.sharding import (
+  DECODE_WEIGHTS,
+  LARGE,
+  make_mesh,
+  suffix,
+  tree_shardings,
+)
 from tests.conftest import load
 
 RNG = np.random.default_rng(0)
@@ -246,7 +252,7 @@ def test_logits_of_every_real_config_scaled_down(assets, name, rope, tmp_path):
   assert rms(low - want) < 1.25 * rms(theirs_off)
 
 
-def test_positions_count_within_segments(assets):
+def test_positions_count_within_segments():
   segment_BT, pos_BT = rows()
   got = model.positions(jnp.asarray(segment_BT[:2]))
   np.testing.assert_array_equal(
@@ -304,6 +310,8 @@ def test_every_real_config_shards_evenly(assets, name, mesh):
   shardings = tree_shardings(params, make_mesh(shape, devices))
   if name == 'Qwen2.5-3B-Instruct' and mesh == 'fsdp2xtensor4':
     assert cfg.K < shape[2]
+  copy = jax.eval_shape(lambda p: model.unstack(p, jnp.bfloat16), params)
+  tree_shardings(copy, make_mesh(shape, devices), DECODE_WEIGHTS, strict=False)
   kept = 0
   for (path, x), s in zip(
     jax.tree.leaves_with_path(params), jax.tree.leaves(shardings), strict=True
@@ -324,7 +332,18 @@ def test_every_real_config_shards_evenly(assets, name, mesh):
     ({'model_type': 'qwen3_moe'}, 'qwen3_moe'),
     ({'use_sliding_window': True}, 'use_sliding_window'),
     ({'rope_scaling': {'type': 'linear', 'factor': 4}}, 'rope_scaling'),
-    ({'rope_scaling': {'type': 'yarn'}}, 'needs a factor'),
+    ({'rope_scaling': {'type': 'yarn'}}, 'factor = None must be'),
+    ({'rope_scaling': {'type': 'yarn', 'factor': True}}, 'factor = True'),
+    ({'rope_scaling': {'factor': 4.0}}, 'rope_scaling'),
+    ({'rope_scaling': 'yarn'}, "rope_scaling = 'yarn' must be an object"),
+    (
+      {'rope_scaling': YARN | {'original_max_position_embeddings': 0.5}},
+      r'original_max_position_embeddings = 0\.5',
+    ),
+    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor'),
+    ({'rope_theta': 'x'}, "rope_theta = 'x' must be a positive number"),
+    ({'rms_norm_eps': '1e-6'}, "rms_norm_eps = '1e-6'"),
+    ({'tie_word_embeddings': 'false'}, "tie_word_embeddings = 'false'"),
     ({'quantization_config': {'bits': 4}}, 'quantization_config'),
     ({'hidden_act': 'gelu'}, 'hidden_act'),
     ({'num_experts': 64}, 'num_experts'),
@@ -374,4 +393,4 @@ def test_a_config_that_describes_other_weights_is_not_carried_over(tmp_path):
   (tmp_path / 'source').mkdir()
   (tmp_path / 'source/config.json').write_text(json.dumps(described))
   with pytest.raises(ValueError, match=r'describes Config.*L=4.*weights are'):
-    hf.save(tmp_path / 'm', cfg, random(cfg), source=tmp_path / 'source')
+    hf.save(tmp_path / 'm', cfg, random(cfg), source_dir=tmp_path / 'source')

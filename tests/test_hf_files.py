@@ -150,6 +150,94 @@ def test_files_of_mixed_dtypes_keep_theirs(broken, tmp_path):
     for name, x in a.items():
       assert x.dtype == b[name].dtype == (np.float32 if name in names else BF16)
       assert x.tobytes() == b[name].tobytes()
+  config = 'config.json'  # What it says of the dtype was and is a summary.
+  assert (broken / config).read_bytes() == (
+    tmp_path / 'out' / config
+  ).read_bytes()
+
+
+def test_one_file_with_an_index_stays_so(broken, tmp_path):
+  found = {}
+  for file in sorted(broken.glob('*.safetensors')):
+    found |= safetensors.numpy.load_file(file)
+    file.unlink()
+  only = 'model-00001-of-00001.safetensors'
+  safetensors.numpy.save_file(found, broken / only, {'format': 'pt'})
+  where = {'weight_map': dict.fromkeys(found, only)}
+  (broken / tensors.INDEX).write_text(json.dumps(where))
+  run = run_of(broken, tmp_path / 'run')
+  export.export(run, tmp_path / 'out', mesh=make_mesh((1, 8, 1)))
+  assert (broken / only).read_bytes() == (tmp_path / 'out' / only).read_bytes()
+
+
+def test_files_up_to_a_size(source, tmp_path):
+  run, out = run_of(source, tmp_path / 'run'), tmp_path / 'out'
+  export.export(run, out, mesh=make_mesh((1, 8, 1)), limit=60_000)
+  sizes = [p.stat().st_size for p in out.glob('*.safetensors')]
+  most = max(t.nbytes for t in hf.inspect(source).tensors.values())
+  assert len(sizes) > 4 and max(sizes) < max(60_000, most) + 2000
+  a, b = (
+    transformers.AutoModelForCausalLM.from_pretrained(path).state_dict()
+    for path in (source, out)
+  )
+  assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path):
+  cfg = model.Config(V=64, L=1, D=16, F=24, N=2, K=1, H=8, tied=True)
+  params = jax.device_get(model.init(cfg, jax.random.key(0)))
+  hf.save(tmp_path / 'm', cfg, params)
+  file = tmp_path / 'm/model.safetensors'
+  found = safetensors.numpy.load_file(file)
+  head = {'lm_head.weight': found['model.embed_tokens.weight']}
+  safetensors.numpy.save_file(found | head, file)
+  jax.tree.map(np.testing.assert_array_equal, load(tmp_path / 'm')[1], params)
+  head = {'lm_head.weight': head['lm_head.weight'] + 1}
+  safetensors.numpy.save_file(found | head, file)
+  with pytest.raises(ValueError, match=r'lm_head\.weight in .* differs from'):
+    load(tmp_path / 'm')
+  head = {'lm_head.weight': np.zeros((3, 7), np.float32)}
+  safetensors.numpy.save_file(found | head, file)
+  with pytest.raises(ValueError, match=r'lm_head\.weight in .*shape \(3, 7\)'):
+    hf.inspect(tmp_path / 'm')
+
+
+def test_tensors_that_share_bytes_are_damage(broken):
+  file = sorted(broken.glob('*.safetensors'))[0]
+  data = file.read_bytes()
+  n = int.from_bytes(data[:8], 'little')
+  entries = json.loads(data[8 : 8 + n])
+  same = [k for k, x in entries.items() if x.get('shape') == [96, 64]][:2]
+  entries[same[1]]['data_offsets'] = entries[same[0]]['data_offsets']
+  raw = json.dumps(entries).encode()
+  file.write_bytes(len(raw).to_bytes(8, 'little') + raw + data[8 + n :])
+  with pytest.raises(
+    ValueError, match=rf'{file.name} is damaged: .* starts at'
+  ):
+    hf.inspect(broken)
+
+
+def test_another_tokenizer_replaces_all_of_the_old_one(source, tmp_path):
+  found = hf.inspect(source)
+  (tmp_path / 'tok').mkdir()
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    shutil.copy(source / name, tmp_path / 'tok' / name)
+  hf.remember(found, tmp_path / 'run', tmp_path / 'tok')
+  kept = {p.name for p in (tmp_path / 'run').iterdir()}
+  assert 'chat_template.jinja' not in kept and 'tokenizer.json' in kept
+
+
+def test_a_checkpoint_replaced_under_a_run_is_noticed(broken, tmp_path):
+  hf.remember(hf.inspect(broken), tmp_path / 'run/source')
+  hf.remember(hf.inspect(broken), tmp_path / 'run/source')
+  for file in broken.glob('*.safetensors'):
+    moved = {
+      k: (x * BF16(1.01)).astype(x.dtype)
+      for k, x in safetensors.numpy.load_file(file).items()
+    }
+    safetensors.numpy.save_file(moved, file)
+  with pytest.raises(ValueError, match='holds other weights than those that'):
+    hf.remember(hf.inspect(broken), tmp_path / 'run/source')
 
 
 def test_a_missing_shard_is_named(broken):
@@ -214,12 +302,13 @@ def test_extra_and_missing_tensors_are_named(broken):
     hf.inspect(broken)
 
 
-def test_a_nan_is_named(broken):
-  def poison(x):
-    x = x.copy()
-    x.flat[-1] = np.nan
-    return x
+def poison(x):
+  x = x.copy()
+  x.flat[-1] = np.nan
+  return x
 
+
+def test_a_nan_is_named(broken):
   name = 'model.layers.1.self_attn.k_proj.weight'
   file = rewrite(broken, name, poison)
   found = hf.inspect(broken)
@@ -283,7 +372,7 @@ def test_a_full_disk_leaves_what_was_there(source, tmp_path):
   )
   assert done.returncode != 0
   assert 'export: ' in done.stderr and 'Traceback' not in done.stderr
-  assert not list(tmp_path.glob('out.*'))
+  assert not list(tmp_path.glob('.out*'))
   for path in source.iterdir():
     assert path.read_bytes() == (out / path.name).read_bytes()
 
@@ -307,7 +396,9 @@ def test_a_killed_export_leaves_nothing_that_looks_whole(tmp_path, smoke_data):
   process = subprocess.Popen(export_command(run, out), cwd=ROOT)
   deadline = time.time() + 120
   while time.time() < deadline and process.poll() is None:
-    if any(p.stat().st_size for p in tmp_path.glob('out.tmp/*.safetensors')):
+    if any(
+      p.stat().st_size for p in tmp_path.glob('.out.crjax-draft/*.safetensors')
+    ):
       break
     time.sleep(0.001)
   process.send_signal(signal.SIGKILL)
@@ -315,10 +406,10 @@ def test_a_killed_export_leaves_nothing_that_looks_whole(tmp_path, smoke_data):
   assert process.returncode == -signal.SIGKILL
   assert not out.exists()
   with pytest.raises((FileNotFoundError, ValueError)):
-    hf.inspect(tmp_path / 'out.tmp')
+    hf.inspect(tmp_path / '.out.crjax-draft')
   subprocess.run(export_command(run, out), cwd=ROOT, check=True)
   jax.tree.map(np.testing.assert_array_equal, load(out)[1], params)
-  assert not (tmp_path / 'out.tmp').exists()
+  assert not (tmp_path / '.out.crjax-draft').exists()
 
 
 def test_a_bucket_is_read_and_written_by_ranges(source, tmp_path):
@@ -345,6 +436,35 @@ def test_a_bucket_is_read_and_written_by_ranges(source, tmp_path):
 
 def etag_of(path) -> str:
   return hashlib.sha1(path.name.encode()).hexdigest()
+
+
+def test_damage_in_a_bucket_is_named_and_a_failed_export_does_not_load(
+  source, tmp_path, monkeypatch
+):
+  run = run_of(source, tmp_path / 'run')
+  url = f'ram://broken-{os.getpid()}/model'
+  mesh = make_mesh((1, 8, 1))
+  export.export(run, url, mesh=mesh)
+  shard = next(n for n in files.listdir(url) if n.endswith('.safetensors'))
+  data = files.read_bytes(f'{url}/{shard}')
+  files.remove(f'{url}/{shard}')
+  with files.writer(f'{url}/{shard}') as file:
+    file.write(data[:-7])
+  with pytest.raises(ValueError, match=rf'{shard} is damaged.*truncated'):
+    hf.inspect(url)
+  files.remove(f'{url}/{shard}')
+  with pytest.raises(FileNotFoundError, match=rf'{shard} does not exist'):
+    hf.inspect(url)
+
+  def fail(*_, **__):
+    raise OSError('the line is down')
+
+  monkeypatch.setattr(export, 'compare', fail)
+  with pytest.raises(OSError, match='the line is down'):
+    export.export(run, url, mesh=mesh)
+  assert shard in files.listdir(url)
+  with pytest.raises(FileNotFoundError, match=r'config\.json'):
+    hf.inspect(url)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -430,6 +550,13 @@ def test_a_hub_name_is_downloaded_once_a_host(source, tmp_path):
   # The cache serves later runs without a network.
   gone = start(env=env | {'HF_HUB_OFFLINE': '1'})
   assert gone.wait(120) == 0
+
+
+def test_a_mistyped_path_is_no_hub_name(tmp_path, monkeypatch):
+  (tmp_path / 'checkpoints').mkdir()
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(FileNotFoundError, match='mine does not exist: not a'):
+    hf.inspect('checkpoints/mine')
 
 
 def test_an_unknown_hub_name_says_what_was_tried():

@@ -133,18 +133,25 @@ def test_impossible_adapters_are_named(bad, message):
     lora.Lora(**{'rank': 4, 'alpha': 8.0} | bad)
 
 
-@pytest.mark.parametrize('cfg', [ALL, SOME], ids=['all', 'some'])
+QWEN2 = dataclasses.replace(
+  SOME, qkv_bias=True, qk_norm=False, tied=False, N=6, K=3
+)
+
+
+@pytest.mark.parametrize(
+  'cfg', [ALL, SOME, QWEN2], ids=['all', 'some', 'qwen2 untied']
+)
 def test_peft_computes_what_we_compute(cfg, tmp_path, smoke_data):
   frozen, trained = weights(cfg)
   source = smoke_data / 'tokenizer'
-  hf.save(tmp_path / 'base', BASE, frozen, source=source)
+  hf.save(tmp_path / 'base', cfg.base, frozen, source_dir=source)
   params = lora.join(frozen, trained)
   hf.save_adapter(
     tmp_path / 'adapter',
     cfg,
     params,
     base=str(tmp_path / 'base'),
-    source=source,
+    source_dir=source,
   )
   net = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'base')
   net = peft.PeftModel.from_pretrained(net, tmp_path / 'adapter').eval()
@@ -155,6 +162,8 @@ def test_peft_computes_what_we_compute(cfg, tmp_path, smoke_data):
   read = hf.read_adapter(tmp_path / 'adapter', cfg)
   for name, x in hf.flatten(trained).items():
     np.testing.assert_array_equal(read[name], x)
+  names = {p.name for p in (tmp_path / 'adapter').iterdir()}
+  assert 'config.json' not in names and 'tokenizer.json' in names
 
 
 def test_a_damaged_adapter_is_named(tmp_path, smoke_data):
@@ -164,7 +173,7 @@ def test_a_damaged_adapter_is_named(tmp_path, smoke_data):
     cfg,
     lora.join(frozen, trained),
     base='x',
-    source=smoke_data / 'tokenizer',
+    source_dir=smoke_data / 'tokenizer',
   )
   save(SOME)
   with pytest.raises(ValueError, match=r'k_proj\.lora_A\.weight should be'):
@@ -177,7 +186,7 @@ def test_a_damaged_adapter_is_named(tmp_path, smoke_data):
 @pytest.fixture(scope='module')
 def policy(tmp_path_factory, smoke_data):
   path = tmp_path_factory.mktemp('policy') / 'hf'
-  hf.save(path, BASE, weights(BASE)[0], source=smoke_data / 'tokenizer')
+  hf.save(path, BASE, weights(BASE)[0], source_dir=smoke_data / 'tokenizer')
   return path
 
 

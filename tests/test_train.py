@@ -100,7 +100,7 @@ def policy(tmp_path_factory, smoke_data):
   """A random model in the Hugging Face format, to start GRPO from."""
   path = tmp_path_factory.mktemp('policy') / 'hf'
   params = jax.device_get(model.init(SHAPE, jax.random.key(0)))
-  hf.save(path, SHAPE, params, source=smoke_data / 'tokenizer')
+  hf.save(path, SHAPE, params, source_dir=smoke_data / 'tokenizer')
   return path
 
 

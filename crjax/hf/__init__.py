@@ -5,8 +5,9 @@ from crjax.hf.config import read as config_from_hf
 from crjax.hf.config import read_json
 from crjax.hf.config import write as config_to_hf
 from crjax.hf.load import Checkpoint, abstract, inspect, load, read_config
-from crjax.hf.save import CARRIED, DTYPES, remember, remember_new, replace, save
-from crjax.hf.table import flatten, their_names, their_shapes, unflatten
+from crjax.hf.save import DTYPES, save
+from crjax.hf.source import CARRIED, remember, remember_new
+from crjax.hf.table import flatten, their_names, their_shapes
 
 __all__ = [
   'CARRIED',
@@ -23,10 +24,8 @@ __all__ = [
   'read_json',
   'remember',
   'remember_new',
-  'replace',
   'save',
   'save_adapter',
   'their_names',
   'their_shapes',
-  'unflatten',
 ]

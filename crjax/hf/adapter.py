@@ -3,7 +3,8 @@
 import einops
 import numpy as np
 
-from crjax.hf import tensors
+from crjax import tokenizer
+from crjax.hf import config, source, tensors
 from crjax.hf.save import DTYPES, fetch, write
 from crjax.hf.table import TABLE, flatten, groups, names, sizes, their_shape
 from crjax.lora import MARK
@@ -13,7 +14,7 @@ CONFIG = 'adapter_config.json'
 PREFIX = 'base_model.model.'
 
 
-def save_adapter(out, cfg, params, *, base: str, source, check=None):
+def save_adapter(out, cfg, params, *, base: str, source_dir, check=None):
   """Writes adapter_config.json, adapter_model.safetensors and the tokenizer.
 
   Args:
@@ -21,7 +22,7 @@ def save_adapter(out, cfg, params, *, base: str, source, check=None):
     cfg: Config with `lora`.
     params: at least the adapters.
     base: name of the checkpoint that they were trained on.
-    source: directory whose tokenizer files are carried over.
+    source_dir: directory whose tokenizer files are carried over.
     check: see `hf.save`.
   """
   flat = flatten(params)
@@ -41,7 +42,9 @@ def save_adapter(out, cfg, params, *, base: str, source, check=None):
     x, layer, axes = origin[tensor.name]
     return fetch(x, layer, axes, sizes(axes, cfg), tensor.dtype)
 
-  write(out, plan, read, source, {CONFIG: describe(cfg, base)}, check=check)
+  beside = source.carried(source_dir, tokenizer.FILES)
+  beside[CONFIG] = config.to_json(describe(cfg, base)).encode()
+  write(out, plan, read, beside, check=check)
 
 
 def adapter_table(cfg) -> list[tuple[str, str, str]]:

@@ -16,9 +16,6 @@ SUPPORTED = (
   'dense Qwen2, Qwen2.5 and Qwen2.5-Coder (model_type qwen2) and dense Qwen3 '
   '(model_type qwen3), unquantised, with full attention, with or without YaRN'
 )
-# Fields that this file derives from a Config; `like` leaves the others alone.
-ROPE_FIELDS = ('rope_theta', 'rope_scaling', 'rope_parameters')
-DTYPE_FIELDS = ('dtype', 'torch_dtype')
 
 
 def read(hf: dict) -> Config:
@@ -31,43 +28,60 @@ def read(hf: dict) -> Config:
   if kind not in ('qwen2', 'qwen3'):
     raise ValueError(f'model_type {kind!r} is not supported; have {SUPPORTED}')
   _refuse_unsupported(hf)
-
-  def size(field):
-    if type(n := hf.get(field)) is not int or n < 1:
-      raise ValueError(f'{field} = {n!r} must be a positive whole number')
-    return n
-
-  D, N = size('hidden_size'), size('num_attention_heads')
+  D, N = _size(hf, 'hidden_size'), _size(hf, 'num_attention_heads')
   one_each = hf.get('num_key_value_heads', 0) is None  # null, as Transformers
-  head_dim = size('head_dim') if hf.get('head_dim') else None
+  head_dim = _size(hf, 'head_dim') if hf.get('head_dim') else None
   if head_dim is None and kind == 'qwen2' and D % N:
     raise ValueError(
       f'hidden_size = {D} does not split over num_attention_heads = {N}, and '
       'there is no head_dim'
     )
   return Config(
-    V=size('vocab_size'),
-    L=size('num_hidden_layers'),
+    V=_size(hf, 'vocab_size'),
+    L=_size(hf, 'num_hidden_layers'),
     D=D,
-    F=size('intermediate_size'),
+    F=_size(hf, 'intermediate_size'),
     N=N,
-    K=N if one_each else size('num_key_value_heads'),
+    K=N if one_each else _size(hf, 'num_key_value_heads'),
     H=head_dim or (D // N if kind == 'qwen2' else 128),
-    rope_theta=float(_rope(hf).get('rope_theta', 1e4)),
-    norm_eps=hf.get('rms_norm_eps', 1e-6),
+    rope_theta=_number(_rope(hf), 'rope_theta', 1e4),
+    norm_eps=_number(hf, 'rms_norm_eps', 1e-6),
     qkv_bias=kind == 'qwen2',
     qk_norm=kind == 'qwen3',
-    tied=bool(hf.get('tie_word_embeddings', False)),
+    tied=_switch(hf, 'tie_word_embeddings', False),
     yarn=_yarn(hf),
   )
 
 
+def _size(fields, name) -> int:
+  if type(n := fields.get(name)) is not int or n < 1:
+    raise ValueError(f'{name} = {n!r} must be a positive whole number')
+  return n
+
+
+def _number(fields, name, default) -> float:
+  found = default if fields.get(name) is None else fields[name]
+  if type(found) not in (int, float) or found <= 0:
+    raise ValueError(f'{name} = {found!r} must be a positive number')
+  return float(found)
+
+
+def _switch(fields, name, default) -> bool:
+  found = default if fields.get(name) is None else fields[name]
+  if not isinstance(found, bool):
+    raise ValueError(f'{name} = {found!r} must be true or false')
+  return found
+
+
 def _rope(hf: dict) -> dict:
   """The rotary fields; Transformers 5 moved them into `rope_parameters`."""
-  outside = {'rope_theta': hf['rope_theta']} if hf.get('rope_theta') else {}
-  return (
-    outside | (hf.get('rope_parameters') or {}) | (hf.get('rope_scaling') or {})
-  )
+  found = {'rope_theta': hf['rope_theta']} if hf.get('rope_theta') else {}
+  for name in ('rope_parameters', 'rope_scaling'):
+    fields = hf.get(name) or {}
+    if not isinstance(fields, dict):
+      raise ValueError(f'{name} = {fields!r} must be an object')
+    found |= fields
+  return found
 
 
 def _kind(rope: dict) -> str:
@@ -79,19 +93,18 @@ def _yarn(hf: dict) -> Yarn | None:
   rope = _rope(hf)
   if _kind(rope) != 'yarn':
     return None
-  longest = hf.get('max_position_embeddings', 32768)
-  factor = rope.get('factor')
-  if not isinstance(factor, int | float) or factor < 1:
-    raise ValueError(
-      f'rope_scaling = {rope!r}: YaRN needs a factor of 1 or more'
-    )
+  longest = 'max_position_embeddings'
+  original = 'original_max_position_embeddings'
+  factor = _number(rope, 'factor', None)
   return Yarn(
-    factor=float(factor),
-    original=rope.get('original_max_position_embeddings', longest),
-    beta_fast=float(rope.get('beta_fast') or 32),
-    beta_slow=float(rope.get('beta_slow') or 1),
+    factor=factor,
+    original=_size(rope, original)
+    if rope.get(original)
+    else _size(hf, longest),
+    beta_fast=_number(rope, 'beta_fast', 32),
+    beta_slow=_number(rope, 'beta_slow', 1),
     attention_factor=_attention_factor(rope, factor),
-    truncate=rope.get('truncate', True),
+    truncate=_switch(rope, 'truncate', True),
   )
 
 
@@ -111,7 +124,8 @@ def _refuse_unsupported(hf: dict):
   """Raises ValueError for a field that changes what the model computes."""
   rope, layers = _rope(hf), hf.get('layer_types') or []
   name = 'rope_scaling' if hf.get('rope_scaling') else 'rope_parameters'
-  known = _kind(rope) in ('default', 'yarn')
+  typed = 'rope_type' in rope or 'type' in rope or 'factor' not in rope
+  known = typed and _kind(rope) in ('default', 'yarn')
   full = set(layers) <= {'full_attention'}
   rows = [  # field, what was found, whether that will do, what is supported
     (name, rope, known, "rope_type 'default' and 'yarn'"),
@@ -122,9 +136,11 @@ def _refuse_unsupported(hf: dict):
     'quantization_config': None,
     'hidden_act': 'silu',
     'num_experts': 0,
+    'partial_rotary_factor': 1.0,
   } | ({'attention_bias': False} if hf['model_type'] == 'qwen3' else {})
   for field, value in only.items():
-    found = hf.get(field) or value  # A null is a default.
+    # A null is a default; one field is also known among the rotary ones.
+    found = hf.get(field) or rope.get(field) or value
     rows.append((field, found, found == value, repr(value)))
   for field, found, supported, have in rows:
     if not supported:
@@ -181,8 +197,8 @@ def _scaling(yarn: Yarn) -> dict:
   return fields
 
 
-def like(source: dict, cfg: Config, dtype: str) -> dict:
-  """The source's config.json with the stored dtype; its own if it is not one.
+def like(source: dict, cfg: Config, dtype: str | None) -> dict:
+  """The source's config.json, with the stored dtype where that is given.
 
   Raises ValueError if the source describes another model than `cfg`.
   """
@@ -190,7 +206,7 @@ def like(source: dict, cfg: Config, dtype: str) -> dict:
   if found != cfg:
     raise ValueError(f'config.json describes {found}, the weights are {cfg}')
   field = 'dtype' if 'dtype' in source else 'torch_dtype'
-  return source | {field: dtype}
+  return source | ({field: dtype} if dtype else {})
 
 
 def read_json(path) -> dict:

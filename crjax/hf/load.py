@@ -29,6 +29,8 @@ from crjax.hf.table import (
 from crjax.sharding import suffix, tree_shardings
 
 BLOCK = 16 << 20  # bytes read at a time where a device needs some columns
+AHEAD_BYTES = 256 << 20  # Larger tensors are not read while another waits.
+HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
 
 
 class Checkpoint(NamedTuple):
@@ -54,9 +56,9 @@ def inspect(name) -> Checkpoint:
       f'{place.weights} lacks {len(missing)} tensors that config.json asks '
       f'for: {missing[:5]}'
     )
-  # A tied head may be stored all the same; rotary tables once were.
-  ignored = {'lm_head.weight'} if cfg.tied else set()
-  inert = lambda name: name in ignored or name.endswith('rotary_emb.inv_freq')
+  if cfg.tied and HEAD in found:  # Stored all the same; `load` compares them.
+    expected[HEAD] = expected[EMBEDDING]
+  inert = lambda name: name.endswith('rotary_emb.inv_freq')
   unknown = [n for n in sorted(found.keys() - expected) if not inert(n)]
   if unknown:
     raise ValueError(
@@ -112,8 +114,13 @@ def load(checkpoint: Checkpoint, mesh, *, dtype=jnp.float32, report=None):
   work = _in_file_order(checkpoint)
   total = sum(tensor.nbytes for _, _, tensor in work)
   done, flags = 0, []
-  raws = (_read(t, _raw_sharding(ours, t, shardings)) for ours, _, t in work)
-  for (ours, layer, tensor), raw in zip(work, _ahead(raws), strict=True):
+  raws = _ahead(
+    [
+      (t, functools.partial(_read, t, _raw_sharding(ours, t, shardings)))
+      for ours, _, t in work
+    ]
+  )
+  for (ours, layer, tensor), raw in zip(work, raws, strict=True):
     axes, sharding = TABLE[ours][1], shardings[ours]
     how = axes, sizes(axes, cfg), sharding
     flags.append(_finite(raw))
@@ -126,13 +133,33 @@ def load(checkpoint: Checkpoint, mesh, *, dtype=jnp.float32, report=None):
     done += tensor.nbytes
     if report:
       report(done, total)
+  _check_finite(work, flags)
+  _check_head(checkpoint, flat['embed_VD'], shardings)
+  return unflatten(flat)
+
+
+def _check_finite(work, flags):
   for (_, _, tensor), finite in zip(work, jax.device_get(flags), strict=True):
     if not finite:
       raise ValueError(
         f'{tensor.name} in {tensor.file} holds a NaN or an infinity: the '
         'checkpoint is damaged or its training diverged'
       )
-  return unflatten(flat)
+
+
+def _check_head(checkpoint, embed_VD, shardings):
+  """A tied model may store its head, but only the embedding once more."""
+  head = checkpoint.tensors.get(HEAD)
+  if head is None or not checkpoint.cfg.tied:
+    return
+  raw = _read(head, _raw_sharding('embed_VD', head, shardings))
+  same = jax.jit(lambda a, b: (a.astype(b.dtype) == b).all())(raw, embed_VD)
+  if not jax.device_get(same):
+    raise ValueError(
+      f'{HEAD} in {head.file} differs from {EMBEDDING}, but config.json says '
+      'tie_word_embeddings = true; Transformers would use the stored head: set '
+      'it to false to do the same'
+    )
 
 
 def abstract(cfg: model.Config):
@@ -156,14 +183,22 @@ def _stacks(cfg):
   return {k: x.shape for k, x in flat.items() if '{}' in TABLE[k][0]}
 
 
-def _ahead(items):
-  """The same items, each made in a thread while the one before is used."""
-  items, end = iter(items), object()
+def _ahead(work):
+  """Reads each (Tensor, read) of `work`, in a thread one ahead of its user.
+
+  Not past a large tensor: two of them would be in memory at once.
+  """
+  small = lambda i: work[i][0].nbytes <= AHEAD_BYTES
   with concurrent.futures.ThreadPoolExecutor(1) as thread:
-    coming = thread.submit(next, items, end)
-    while (item := coming.result()) is not end:
-      coming = thread.submit(next, items, end)
+    coming = thread.submit(work[0][1])
+    for i in range(1, len(work) + 1):
+      item, coming = coming.result(), None
+      if i < len(work) and small(i) and small(i - 1):
+        coming = thread.submit(work[i][1])
       yield item
+      del item
+      if i < len(work) and coming is None:
+        coming = thread.submit(work[i][1])
 
 
 def _raw_sharding(ours, tensor, shardings):
@@ -192,11 +227,14 @@ def _read(tensor, sharding):
   """A tensor as stored, on the devices of this process that need it."""
   where = sharding.addressable_devices_indices_map(tensor.shape)
   wanted = {_bounds(index, tensor.shape): None for index in where.values()}
-  with files.Ranges(tensor.file) as file:
-    for bounds in wanted:
-      shape = [stop - start for start, stop in bounds]
-      wanted[bounds] = _aligned(shape, tensors.DTYPES[tensor.code])
-    _fill(file, tensor, wanted)
+  for bounds in wanted:
+    shape = [stop - start for start, stop in bounds]
+    wanted[bounds] = _aligned(shape, tensors.DTYPES[tensor.code])
+  try:
+    with files.Ranges(tensor.file) as file:
+      _fill(file, tensor, wanted)
+  except OSError as error:
+    raise OSError(f'{tensor.name} cannot be read: {error}') from error
   arrays = [
     jax.device_put(wanted[_bounds(index, tensor.shape)], device)
     for device, index in where.items()

@@ -9,8 +9,8 @@ import einops
 import jax
 import numpy as np
 
-from crjax import files, tokenizer
-from crjax.hf import config, tensors
+from crjax import files
+from crjax.hf import config, source, tensors
 from crjax.hf.table import (
   TABLE,
   flatten,
@@ -28,9 +28,6 @@ DTYPES = {
   'float16': tensors.DTYPES['F16'],
 }
 SHARD_BYTES = 5 << 30
-LAYOUT = 'layout.json'  # In a run: which file held a tensor, in which dtype.
-GENERATION = 'generation_config.json'
-CARRIED = (GENERATION, *tokenizer.FILES)
 
 
 def save(
@@ -38,105 +35,101 @@ def save(
   cfg,
   params,
   *,
-  source=None,
+  source_dir=None,
   dtype=None,
-  limit=SHARD_BYTES,
+  limit=None,
   check=None,
   report=None,
 ):
   """Writes a directory or bucket prefix that Transformers and vLLM load.
 
-  A local directory appears whole or not at all, and replaces what was there. In
-  a bucket, config.json comes last: without it nothing loads. Every process
-  calls, the first one writes.
+  Every process calls, the first one writes; see `write` for what a failure
+  leaves.
 
   Args:
     out: directory or URL.
     cfg: the Config of `params`.
     params: numpy or jax arrays, layers stacked.
-    source: directory whose config, generation config, tokenizer and, where no
-      `dtype` is given, layout of tensors over files are carried over. None:
-      all are derived from `cfg`.
-    dtype: a key of DTYPES for every tensor; None keeps the source's, float32
-      where there is none.
-    limit: bytes of a file, where the source's layout is not kept.
+    source_dir: directory whose config, generation config and tokenizer are
+      carried over; None derives all from `cfg`.
+    dtype: a key of DTYPES for every tensor; None keeps the dtypes that
+      `source.remember` noted in `source_dir`, else it is float32.
+    limit: bytes of a file; None is SHARD_BYTES, or, where no dtype is given
+      either, the files that were noted.
     check: (what was written, {tensor: dtype}) -> what is wrong with it, ''
       for nothing; called before it is called done.
     report: called with (bytes done, bytes in all).
 
   Raises:
-    ValueError: `check` found something; nothing was written.
+    ValueError: parameters that do not fit, or `check` found something.
   """
   flat = flatten(params)
   if flat.keys() != set(rows(cfg)):
     raise ValueError(f'parameters {sorted(flat)} do not fit {cfg}')
-  layout = read_layout(source) if dtype is None else {}
-  whence = sorted(
-    (i, row, theirs, ours)
-    for row, ours in enumerate(rows(cfg))
-    for i, theirs in enumerate(their_names(ours, cfg))
-  )  # Layer by layer.
-  default = DTYPES[dtype or 'float32']
-  stored = {name: tensors.DTYPES[code] for name, (_, code) in layout.items()}
-  plan = tensors.plan(
-    [
-      tensors.Planned(
-        theirs, stored.get(theirs, default), their_shape(TABLE[ours][1], cfg)
-      )
-      for _, _, theirs, ours in whence
-    ],
-    limit=limit,
-    layout={name: file for name, (file, _) in layout.items()},
-  )
-  origin = {theirs: (ours, i) for i, _, theirs, ours in whence}
+  noted = source.read_layout(source_dir).get('tensors', {})
+  plan = make_plan(cfg, noted, dtype, limit)
+  origin = {
+    theirs: (ours, layer if '{}' in TABLE[ours][0] else None)
+    for ours in rows(cfg)
+    for layer, theirs in enumerate(their_names(ours, cfg))
+  }
 
   def read(tensor):
     ours, layer = origin[tensor.name]
-    theirs, axes = TABLE[ours]
-    layer = layer if '{}' in theirs else None
+    axes = TABLE[ours][1]
     return fetch(flat[ours], layer, axes, sizes(axes, cfg), tensor.dtype)
 
-  described = _described(cfg, source, plan)
-  write(out, plan, read, source, described, check=check, report=report)
+  beside = describe(cfg, source_dir, plan, keep=bool(noted) and dtype is None)
+  write(out, plan, read, beside, check=check, report=report)
 
 
-def read_layout(source) -> dict:
-  """{tensor: [file, dtype code]} of a directory that `remember` made, or {}."""
-  path = pathlib.Path(source or '') / LAYOUT
-  return config.read_json(path) if source and path.exists() else {}
-
-
-def remember(checkpoint, path, tokenizer_dir=None):
-  """Keeps in `path` what an export carries over from a checkpoint.
-
-  `tokenizer_dir` replaces the checkpoint's own tokenizer.
-  """
-  path = pathlib.Path(path)
-  path.mkdir(parents=True, exist_ok=True)
-  for name in ('config.json', *CARRIED):
-    if (file := checkpoint.place.path / name).exists():
-      shutil.copy(file, path / name)
-  if tokenizer_dir:
-    tokenizer.copy(tokenizer_dir, path)
-  stored = checkpoint.tensors.values()
-  layout = {t.name: [os.path.basename(t.file), t.code] for t in stored}
-  config.write_json(path / LAYOUT, layout)
-
-
-def remember_new(cfg, path, tokenizer_dir):
-  """The same for a model that starts from nothing."""
-  tokenizer.copy(tokenizer_dir, path)
-  for name, value in _new(cfg, tokenizer_dir).items():
-    config.write_json(pathlib.Path(path) / name, value)
-
-
-def _new(cfg, tokenizer_dir, dtype='float32') -> dict:
-  """{file: JSON} that describe a model which no checkpoint describes."""
-  ids, ends = token_ids(tokenizer_dir) if tokenizer_dir else ({}, {})
-  return {
-    'config.json': config.write(cfg) | {'dtype': dtype} | ids,
-    GENERATION: ids | ends,
+def make_plan(cfg, noted, dtype, limit):
+  """Files and dtypes of the tensors of `cfg`; see `save` and tensors.plan."""
+  kept = {
+    name: tensors.DTYPES[code]
+    for name, (_, code) in noted.items()
+    if dtype is None
   }
+  default = DTYPES[dtype or 'float32']
+  whence = sorted(
+    (layer, row, theirs, ours)
+    for row, ours in enumerate(rows(cfg))
+    for layer, theirs in enumerate(their_names(ours, cfg))
+  )  # Layer by layer.
+  planned = [
+    tensors.Planned(
+      theirs, kept.get(theirs, default), their_shape(TABLE[ours][1], cfg)
+    )
+    for _, _, theirs, ours in whence
+  ]
+  keep = dtype is None and limit is None
+  layout = {name: file for name, (file, _) in noted.items() if keep}
+  return tensors.plan(planned, limit=limit or SHARD_BYTES, layout=layout)
+
+
+def describe(cfg, source_dir, plan, *, keep: bool) -> dict[str, bytes]:
+  """{file: bytes} of all that stands beside the weights, config.json last.
+
+  `keep` leaves a carried-over config as it is; else it names the new dtype.
+  """
+  found = {t.dtype.name for part in plan.values() for t in part}
+  dtype = found.pop() if len(found) == 1 else 'float32'
+  beside = {}
+  if plan.keys() != {tensors.SINGLE}:
+    beside[tensors.INDEX] = config.to_json(tensors.index(plan)).encode()
+  if source_dir:
+    beside |= source.carried(source_dir, source.CARRIED)
+  known = pathlib.Path(source_dir or '') / source.CONFIG
+  if not (source_dir and known.exists()):
+    ours = source.new(cfg, source_dir, dtype)
+    as_bytes = {k: config.to_json(x).encode() for k, x in ours.items()}
+    last = as_bytes.pop(source.CONFIG)
+    return beside | as_bytes | {source.CONFIG: last}
+  before = config.read_json(known)
+  now = config.like(before, cfg, None if keep else dtype)
+  same = now == before
+  last = known.read_bytes() if same else config.to_json(now).encode()
+  return beside | {source.CONFIG: last}
 
 
 def fetch(x, layer, axes, sizes, dtype):
@@ -155,34 +148,31 @@ def _slice(x, layer, axes, sizes, dtype):
   return shard(x, '-' * x.ndim)
 
 
-def _described(cfg, source, plan) -> dict:
-  """{file: JSON} of the files that are not copied as they are."""
-  found = {t.dtype.name for part in plan.values() for t in part}
-  dtype = found.pop() if len(found) == 1 else 'float32'
-  described = pathlib.Path(source or '') / 'config.json'
-  if not (source and described.exists()):
-    return _new(cfg, source, dtype)
-  known = config.read_json(described)
-  ours = config.like(known, cfg, dtype)
-  return {} if ours == known else {'config.json': ours}
+def write(out, plan, read, beside, *, check=None, report=None):
+  """The weights and every file beside them.
 
-
-def write(out, plan, read, source, described, *, check=None, report=None):
-  """The weights and every file beside them; see `save`.
+  A local directory is written under a hidden name beside `out` and renamed when
+  it was found right; until then, and if anything fails, what was there stays.
+  (Between the two renames of `replace` a kill leaves it under its own hidden
+  name.) A bucket has no renames: there the last file of `beside` comes last, it
+  goes first when a model is replaced, and it goes again if anything fails, so
+  that what is left does not load.
 
   Args:
+    out: directory or URL.
     plan: see tensors.plan.
     read: Planned -> its array on the host; a collective.
-    source: directory whose CARRIED files are copied.
-    described: {file: JSON} that is written beside them.
+    beside: {file: bytes}; the last one is what makes a directory a model.
+    check: see `save`.
+    report: see `save`.
   """
   writes, local = jax.process_index() == 0, not files.remote(out)
   final = os.fspath(out).rstrip('/')
-  draft = f'{final}.tmp' if local else final
+  draft = str(hidden(final, 'draft')) if local else final
   counted = _counted(read, plan, report if writes else None)
   try:
     if writes:
-      _clear(draft)
+      _clear(draft, list(beside)[-1])
     for file, part in plan.items():
       if writes:
         tensors.write(f'{draft}/{file}', part, counted)
@@ -190,19 +180,22 @@ def write(out, plan, read, source, described, *, check=None, report=None):
         for tensor in tensors.ordered(part):
           counted(tensor)  # The other half of a collective.
     if writes:
-      _write_small(draft, plan, source, described)
-    wait('export')  # Every process reads what the first one wrote.
+      for name, data in beside.items():
+        with files.writer(f'{draft}/{name}') as file:
+          file.write(data)
+    wait('written')  # Every process reads what the first one wrote.
     dtypes = {t.name: t.dtype for part in plan.values() for t in part}
     if check and (difference := check(draft, dtypes)):
-      if writes and not local:
-        files.remove(f'{draft}/config.json')
       raise ValueError(f'{out} was not written: {difference}')
     if writes and local:
       replace(pathlib.Path(draft), pathlib.Path(final))
-  finally:
-    if writes and local:  # There if something failed.
+  except BaseException:
+    if writes and local:
       shutil.rmtree(draft, ignore_errors=True)
-  wait('exported')
+    elif writes:
+      files.remove(f'{draft}/{list(beside)[-1]}')
+    raise
+  wait('done')
 
 
 def _counted(read, plan, report):
@@ -221,50 +214,28 @@ def _counted(read, plan, report):
   return counted
 
 
-def _clear(draft):
+def _clear(draft, last):
   """Makes room; a bucket's earlier model stops being one first of all."""
   if files.remote(draft):
     names = files.listdir(draft)
-    for name in sorted(names, key=lambda n: n != 'config.json'):
+    for name in sorted(names, key=lambda n: n not in (last, source.CONFIG)):
       files.remove(f'{draft}/{name}')
     return
   shutil.rmtree(draft, ignore_errors=True)
   pathlib.Path(draft).mkdir(parents=True)
 
 
-def _write_small(draft, plan, source, described):
-  if len(plan) > 1:
-    described = {tensors.INDEX: tensors.index(plan)} | described
-  whole = {name: config.to_json(x).encode() for name, x in described.items()}
-  for name in ('config.json', *CARRIED) if source else ():
-    if name not in whole and (file := pathlib.Path(source) / name).exists():
-      whole[name] = file.read_bytes()
-  for name in sorted(whole, key=lambda name: name == 'config.json'):
-    with files.writer(f'{draft}/{name}') as file:
-      file.write(whole[name])
+def hidden(path, what) -> pathlib.Path:
+  """A name of our own beside a directory: .NAME.crjax-draft."""
+  path = pathlib.Path(path)
+  return path.with_name(f'.{path.name}.crjax-{what}')
 
 
 def replace(new, path):
   """Renames directory `new` to `path`; what was there goes away after it."""
-  old = path.with_name(f'{path.name}.old')
+  old = hidden(path, 'old')
   shutil.rmtree(old, ignore_errors=True)
   if path.exists():
     os.replace(path, old)
   os.replace(new, path)
   shutil.rmtree(old, ignore_errors=True)
-
-
-def token_ids(tokenizer_dir):
-  """(bos, eos and pad ids, all end ids) as fields, from the tokenizer.
-
-  Generation ends at the end of a turn or of the text, as training samples do.
-  """
-  tok = tokenizer.load(tokenizer_dir)
-  ids = {
-    'bos_token_id': tok.bos_token_id,
-    'eos_token_id': tok.eos_token_id,
-    'pad_token_id': tok.pad_token_id,
-  }
-  ends = list(tokenizer.stop_ids(tok))
-  ids = {k: v for k, v in ids.items() if v is not None}
-  return ids, {'eos_token_id': ends} if ends else {}

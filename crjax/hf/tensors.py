@@ -93,7 +93,7 @@ def header(path, checkpoint='') -> dict[str, Tensor]:
       f'{path} does not exist; the checkpoint {checkpoint} is incomplete: '
       'download or copy it again'
     ) from error
-  except EOFError as error:
+  except OSError as error:
     raise ValueError(f'{path} is damaged: {error}; get it again') from error
   try:
     found = json.loads(raw)
@@ -104,8 +104,20 @@ def header(path, checkpoint='') -> dict[str, Tensor]:
       f'{path} is damaged: its header is not that of a safetensors file '
       f'({type(error).__name__}: {error}); get it again'
     ) from error
-  for tensor, end in tensors:
+  _check_sizes(path, tensors, start=8 + len(raw), size=size)
+  return {tensor.name: tensor for tensor, _ in tensors}
+
+
+def _check_sizes(path, tensors, start, size):
+  """Each tensor has the bytes it needs, and they follow each other."""
+  for tensor, end in sorted(tensors, key=lambda item: item[0].start):
     known = tensor.code in DTYPES
+    if tensor.start != start:
+      raise ValueError(
+        f'{path} is damaged: {tensor.name} starts at byte {tensor.start}, the '
+        f'one before it ends at {start}; get it again'
+      )
+    start = end
     if known and end - tensor.start != tensor.nbytes:
       raise ValueError(
         f'{path} is damaged: {tensor.name} has {end - tensor.start} bytes, '
@@ -117,7 +129,6 @@ def header(path, checkpoint='') -> dict[str, Tensor]:
         f'{path} is damaged: it has {size} bytes and {tensor.name} ends at '
         f'{end}, so it is truncated; get it again'
       )
-  return {tensor.name: tensor for tensor, _ in tensors}
 
 
 def read(tensor: Tensor):
@@ -133,7 +144,7 @@ def _header_bytes(file) -> bytes:
   file.read_into(length, 0)
   (n,) = struct.unpack('<Q', length)
   if n > min(LONGEST_HEADER, file.size):
-    raise EOFError(f'a header of {n} bytes in a file of {file.size}')
+    raise OSError(f'a header of {n} bytes in a file of {file.size}')
   raw = bytearray(n)
   file.read_into(raw, 8)
   return bytes(raw)
