@@ -91,7 +91,7 @@ def train_grpo(c):
   with (
     jax.set_mesh(mesh),
     checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
-    execution.Pool(workers=c.workers) as pool,
+    execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
   ):
     update = grpo.make_update(
       cfg,

@@ -1,0 +1,332 @@
+"""What happens in a fork: a program's calls, one record for each.
+
+Standard library only; part of the worker. Whatever the program does to this
+process ends with it. Everything that is needed after the program has run is
+bound before, so that a patched builtin changes nothing here.
+"""
+
+import builtins
+import collections
+import contextlib
+import decimal
+import gc
+import io
+import json
+import marshal
+import mmap
+import os
+import random
+import resource
+import sys
+import types
+
+import isolation
+import seccomp
+import tracer
+import values
+import wire
+
+PRINT_CHARACTERS = 8 << 20  # Nobody reads them.
+BALLAST_BYTES = 4 << 20  # Released on MemoryError: room to say so.
+MESSAGE_CHARACTERS = 160
+
+# Events of what the sandbox denies. A program that swallows the error would
+# return another value than outside: its run is 'disallowed', never a value.
+DENIED = {
+  'open',
+  'import',
+  'mmap.__new__',
+  'gc.get_objects',
+  'gc.get_referrers',
+  'gc.get_referents',
+  'sys._current_frames',
+  'builtins.breakpoint',
+  'pickle.find_class',
+}
+DENIED_FAMILIES = (
+  'os.',
+  'socket.',
+  'subprocess.',
+  'shutil.',
+  'tempfile.',
+  'ctypes.',
+  'pty.',
+  'fcntl.',
+  'signal.',
+  'urllib.',
+  'sqlite3.',
+  'resource.',
+  'syslog.',
+  'glob.',
+  'pathlib.',
+)
+MARKS = [None]  # The running call's events, or None: not armed.
+
+CONSTRUCTORS = {
+  '__builtins__': {},
+  'collect': lambda *args, **kwargs: (args, kwargs),
+  'set': set,
+  'frozenset': frozenset,
+  'dict': dict,
+  'list': list,
+  'tuple': tuple,
+  'range': range,
+  'bytes': bytes,
+  'bytearray': bytearray,
+  'float': float,
+  'Counter': collections.Counter,
+  'OrderedDict': collections.OrderedDict,
+  'deque': collections.deque,
+  'inf': float('inf'),
+  'nan': float('nan'),
+}
+
+
+class PrintedTooMuch(BaseException):
+  """Past PRINT_CHARACTERS; a BaseException so that few programs swallow it."""
+
+
+class Sink(io.TextIOBase):
+  """Standard output and error of a program: counts, and keeps nothing."""
+
+  encoding = 'utf-8'
+  count = 0
+
+  def write(self, text):
+    if type(text) is not str:
+      raise TypeError('write() argument must be str')
+    self.count += len(text)
+    if self.count > PRINT_CHARACTERS:
+      raise PrintedTooMuch
+    return len(text)
+
+  def writable(self):
+    return True
+
+
+def audit(event, args):
+  marks = MARKS[0]
+  if marks is None or len(marks) > 3:
+    return
+  if event in DENIED or event.startswith(DENIED_FAMILIES):
+    about = args[0] if args and type(args[0]) is str else ''
+    # Every codec is loaded: a missing one is missing outside too. And Python
+    # itself looks for the file '<string>' of a syntax error.
+    if not about.startswith('encodings.' if event == 'import' else '<'):
+      marks.append(f'{event} {about[:60]}'.strip())
+
+
+def main(control, pipe, header, tools):
+  """Reads its frame, gives up its rights, runs the calls; never returns."""
+  libc, program = isolation.LIBC, tools['filter']
+  if sys.platform == 'linux':
+    libc.prctl(isolation.PDEATHSIG, 9, 0, 0, 0)
+  read_exactly(control, wire.HEADER.size)
+  frame = marshal.loads(read_exactly(control, header.size))
+  os.close(control)
+  os.write(pipe, b'\1')  # The frame is off the socket, whatever comes.
+  limit(header, tools['base_bytes'])
+  if program and seccomp.install(libc, tools['machine'], program):
+    os._exit(wire.NO_FILTER)
+  sink = sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Sink()
+  ballast, is_clean = mmap.mmap(-1, BALLAST_BYTES), tools['is_clean']
+  source, entry, trace = frame['code'], frame['entry'], frame['trace']
+  seed, write, leave, code = random.seed, os.write, os._exit, None
+  most = PRINT_CHARACTERS
+  for i, args in enumerate(frame['args']):
+    if i:
+      seed(0)
+      sink.count = 0
+    code, scope, record = call(code, source, entry, args, trace, ballast)
+    if sink.count > most:  # Swallowed, or not.
+      record = wire.PRINTED + 'what it prints'
+    data = record.encode('utf-8', 'backslashreplace')
+    if len(data) > header.record_bytes:
+      data = wire.PRINTED.encode() + b'the result'
+    data = header.token + data
+    data = wire.LENGTH.pack(len(data)) + data
+    while data:
+      data = data[write(pipe, data) :]
+    is_usual = record[0] in (wire.VALUE, wire.RAISED) and not ballast.closed
+    if not is_usual or not is_clean(scope):
+      break  # The others are run elsewhere.
+  leave(0)
+
+
+def read_exactly(fd, size):
+  data = bytearray()
+  while len(data) < size:
+    part = os.read(fd, size - len(data))
+    if not part:
+      os._exit(wire.NO_FRAME)
+    data += part
+  return bytes(data)
+
+
+def limit(header, base_bytes):
+  seconds = header.cpu_us * header.calls // 10**6 + 2  # Behind the worker's.
+  with contextlib.suppress(ValueError, OSError):  # No such limit on macOS.
+    isolation.lower(resource.RLIMIT_AS, base_bytes + (header.memory_mb << 20))
+  isolation.lower(resource.RLIMIT_CPU, seconds)
+  if os.getuid():
+    isolation.lower(resource.RLIMIT_NPROC, 0)
+
+
+def _make_call():
+  """`call`, with everything that it uses after the program ran bound now."""
+  module, modules, join = types.ModuleType, sys.modules, wire.FIELD.join
+  show, texts, dumps = repr, values.text, json.dumps
+  trace_run, evaluate, execute, build = tracer.run, eval, exec, compile
+  is_callable, kind, marks_of = callable, type, MARKS
+  Everything, Memory, Unsupported = (
+    BaseException,
+    MemoryError,
+    (values.Unsupported),
+  )
+  Stopped = tracer.Stopped
+
+  def call(code, source, entry, args, trace, ballast):
+    """(code, scope, record) of one call in a fresh module."""
+    phase, steps, marks, scope = 'compile', [], [], {}
+    try:
+      if code is None:
+        code = build(source, '<program>', 'exec', dont_inherit=True)
+      marks_of[0] = marks
+      fresh = modules['program'] = module('program')
+      scope = fresh.__dict__
+      phase = 'define'
+      execute(code, scope)
+      phase = 'args'
+      names = CONSTRUCTORS if entry else scope | {'collect': COLLECT}
+      args, kwargs = evaluate(
+        build(f'collect({args}\n)', '<args>', 'eval', dont_inherit=True),
+        dict(names),
+      )
+      if not entry:
+        value = (list(args), kwargs)
+      elif not is_callable(scope.get(entry)):
+        raise NameError(f'no function {entry!r}')
+      else:
+        phase = 'call'
+        if trace:
+          value = trace_run(scope[entry], args, kwargs, steps)
+        else:
+          value = scope[entry](*args, **kwargs)
+      phase = 'encode'
+      fields = [texts(value, True), texts(value, False), shown(show, value)]
+      fields.append(dumps(steps) if trace else '')
+      record = wire.VALUE + join(fields)
+    except Unsupported as error:
+      record = wire.UNSUPPORTED + error.args[0]
+    except Stopped as error:
+      record = wire.STOPPED + join([error.kind, str(error)])
+    except Everything as error:
+      marks_of[0] = value = args = kwargs = None
+      if kind(error) is Memory:
+        ballast.close()
+      told = describe(kind(error), error)
+      del error
+      record = wire.RAISED + join([phase, *told, dumps(steps) if trace else ''])
+    marks_of[0] = None
+    if marks:
+      record = wire.TAINTED + '; '.join(marks)
+    return code, scope, record
+
+  return call
+
+
+COLLECT = CONSTRUCTORS['collect']
+
+
+def shown(show, value):
+  """repr; an int of more digits than Python prints is shown in hex."""
+  try:
+    return show(value)
+  except ValueError:
+    return hex(value) if type(value) is int else '...'
+
+
+def _make_describe():
+  """`describe`, which runs no code of the program: classes can lie."""
+  name, arguments = type.__getattribute__, BaseException.args.__get__
+  free, kind, show, plain = (
+    BaseException.with_traceback,
+    type,
+    repr,
+    (int, float, bool),
+  )
+
+  def describe(t, error):
+    """[name, message] of an exception."""
+    free(error, None)  # The frames, and all that they hold.
+    args = arguments(error)
+    message = args[0] if args else ''
+    if kind(message) is int and len(args) > 1:  # OSError(2, 'No such file').
+      message = args[1]
+    if kind(message) in plain:
+      message = show(message)
+    elif kind(message) is not str:
+      message = ''
+    told = [name(t, '__name__'), message[:MESSAGE_CHARACTERS]]
+    return [text.replace(wire.FIELD, ' ') for text in told]
+
+  return describe
+
+
+describe = _make_describe()
+call = _make_call()
+
+
+def make_is_clean():
+  """`is_clean(scope)`: whether another call may run in this process.
+
+  Undoes the settings that programs touch; then builtins and the modules that
+  the program holds must be as they were, object by object. Hygiene for
+  programs that passed `screen`, not a security layer; to walk every module
+  would copy the whole heap, 0.8 ms a call.
+  """
+  streams = {'stdout', 'stderr', '__stdout__', '__stderr__'}
+  passing = streams | {
+    'last_exc',
+    'last_type',
+    'last_value',
+    'last_traceback',
+  }
+
+  def state(module):
+    skip = passing if module is sys else ()
+    keys = [k for k in vars(module) if k not in skip]
+    return vars(module), keys, [vars(module)[k] for k in keys]
+
+  Module = types.ModuleType
+  known = {id(m): state(m) for m in sys.modules.values() if type(m) is Module}
+  plain, depth = known[id(builtins)], sys.getrecursionlimit()
+  count, digits = len(sys.modules) + 1, sys.get_int_max_str_digits()
+  context, is_ = decimal.getcontext().copy(), lambda a, b: a is b
+
+  def same(module):
+    if id(module) not in known:
+      return False
+    found, keys, objects = known[id(module)]
+    if module is not sys and len(found) != len(keys):
+      return False
+    return all(map(is_, [found.get(k) for k in keys], objects))
+
+  def is_clean(scope):
+    try:
+      sys.setrecursionlimit(depth)
+      decimal.setcontext(context.copy())
+      return (
+        sys.gettrace() is None
+        and sys.getprofile() is None
+        and gc.isenabled()
+        and sys.get_int_max_str_digits() == digits
+        and len(sys.modules) == count
+        and len(plain[0]) == len(plain[1])
+        and same(builtins)
+        and all(same(v) for v in scope.values() if type(v) is Module)
+      )
+    except BaseException:  # Whatever the program broke, its process ends.
+      return False
+
+  return is_clean
