@@ -71,10 +71,7 @@ def decode(rows) -> tuple[Event, ...]:
 def _event(frame, kind, line, changed, value):
   if kind not in KINDS or type(frame) is not int or type(line) is not int:
     raise ValueError(f'not an event: {kind!r:.40}')
-  if kind == 'call':
-    value = [str(value[0]), int(value[1])]
-  else:
-    value = _pair(value)
+  value = [str(value[0]), int(value[1])] if kind == 'call' else _pair(value)
   changed = {str(k): _pair(v) for k, v in changed.items()}
   return Event(frame, kind, line, changed, value)
 
@@ -132,16 +129,14 @@ def corrected(events, code: str) -> list[Visit]:
   for event in events:
     if event.kind == 'call':
       inline = event.value[0].rpartition('.')[2] in INLINE
-      frames[event.frame] = None if inline else ({}, [])
+      frames[event.frame] = None if inline else ({}, [], [None])
     if frames[event.frame] is None:
       continue
-    variables, pending = frames[event.frame]
+    variables, pending, last = frames[event.frame]
     _update(variables, event.changed)
     line = first.get(event.line, event.line)
     inside = event.kind == 'line' and event.line in first
-    if event.kind == 'stop' or (
-      inside and pending and visits[pending[0]].line == line
-    ):
+    if event.kind == 'stop' or (inside and last == [line]):
       continue  # The line goes on, perhaps with one element more.
     if pending and event.kind in ('line', 'return'):
       following = line if event.kind == 'line' else RETURNS
@@ -149,6 +144,7 @@ def corrected(events, code: str) -> list[Visit]:
       visits[pending[0]] = done._replace(next=following, state=dict(variables))
     pending.clear()
     if event.kind == 'line':
+      last[:] = [line]
       pending.append(len(visits))
       visits.append(Visit(event.frame, line, None, None))
   return visits
@@ -209,6 +205,29 @@ def statements(code: str) -> set[int]:
 
 def _constant(node):
   return isinstance(node, ast.Constant)
+
+
+def gold(events, code, question, mode='corrected') -> list[str] | None:
+  """The right answers to a question as texts, None for no question.
+
+  Args:
+    question: {'kind': 'coverage', 'path' or 'state', 'line'}; and for states
+      'var'; 'occ' as for `path`, where one execution is meant.
+
+  Returns:
+    ['YES'] or ['NO']; line numbers; `value; type` or ['Nil'].
+  """
+  line, occ = question['line'], question.get('occ')
+  if question['kind'] == 'coverage':
+    runs = coverage(events, code, line, mode)
+    return None if runs is None else ['YES' if runs else 'NO']
+  if question['kind'] == 'path':
+    found = path(events, code, line, occ=occ, mode=mode)
+    return None if found is None else [str(x) for x in found]
+  found = state(events, code, line, question['var'], occ=occ, mode=mode)
+  if found is None:
+    return None
+  return [f'{text}; {kind}' for kind, text in found] or ['Nil']
 
 
 def coverage(events, code, line, mode='corrected') -> bool | None:
