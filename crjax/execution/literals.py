@@ -63,7 +63,8 @@ def parse_call(text: str, entry: str) -> tuple[list, dict]:
 
   Raises ValueError for anything else, a call of another function included.
   """
-  return _checked(lambda: _Reader().arguments(call_tree(text, entry)))
+  node = call_tree(text, entry)
+  return _checked(lambda: _Reader().arguments(node))
 
 
 def call_tree(text: str, entry: str) -> ast.Call:
@@ -82,7 +83,8 @@ def _checked(read):
   try:
     return read()
   except UNREADABLE as error:
-    raise ValueError(f'not data: {error!s:.120}') from None
+    reason = str(error) or type(error).__name__
+    raise ValueError(f'not data: {reason:.120}') from None
 
 
 def _tree(text):
