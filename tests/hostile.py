@@ -100,6 +100,9 @@ LYING_RESULTS = [
 ]
 
 EARLY_EXIT = [
+  *(
+    (f'import os; os._exit({code})', 'f(1)', 'None') for code in range(90, 100)
+  ),
   ('import os; os._exit(0)', 'f(1)', SECRET),
   ('import sys; sys.exit(0)', 'f(1)', SECRET),
   ('import sys; sys.exit()', 'f(1)', 'None'),
@@ -326,6 +329,12 @@ READING_SECRETS = [
 ]
 
 RESOURCES = [
+  (
+    'import os\nfor fd in range(64):\n  try: os.close(fd)\n'
+    '  except OSError: pass\nwhile True: pass',
+    'f(1)',
+    '1',
+  ),
   ('while True: pass', 'f(1)', '1'),
   (
     'import time\nwhile True:\n  try: time.sleep(9)\n  except BaseException: pass',

@@ -197,6 +197,7 @@ def test_calls():
       literals.parse_call(text, 'f')
 
 
+@pytest.mark.filterwarnings('ignore')  # pytest replaces those of literals.
 @pytest.mark.parametrize(
   'text',
   [

@@ -14,8 +14,8 @@ import io
 import json
 import marshal
 import mmap
+import operator
 import os
-import random
 import resource
 import sys
 import types
@@ -104,6 +104,14 @@ class Sink(io.TextIOBase):
     return True
 
 
+SINK, BALLAST = Sink(), mmap.mmap(-1, BALLAST_BYTES)
+
+
+def to_sink():
+  sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = SINK
+  SINK.count = 0
+
+
 def audit(event, args):
   marks = MARKS[0]
   if marks is None or len(marks) > 3:
@@ -121,22 +129,23 @@ def main(control, pipe, header, tools):
   libc, program = isolation.LIBC, tools['filter']
   if sys.platform == 'linux':
     libc.prctl(isolation.PDEATHSIG, 9, 0, 0, 0)
-  read_exactly(control, wire.HEADER.size)
-  frame = marshal.loads(read_exactly(control, header.size))
+  data = read_exactly(control, wire.HEADER.size + header.size)
+  frame = marshal.loads(data[wire.HEADER.size :])
   os.close(control)
-  os.write(pipe, b'\1')  # The frame is off the socket, whatever comes.
   limit(header, tools['base_bytes'])
   if program and seccomp.install(libc, tools['machine'], program):
-    os._exit(wire.NO_FILTER)
-  sink = sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Sink()
-  ballast, is_clean = mmap.mmap(-1, BALLAST_BYTES), tools['is_clean']
+    os._exit(1)
+  os.write(pipe, wire.READY)  # Without it, nothing of this was a program's.
+  run(frame, pipe, header, tools['is_clean'])
+
+
+def run(frame, pipe, header, is_clean):
+  """Writes a record for each call, as long as they may share this process."""
+  sink, ballast, most = SINK, BALLAST, PRINT_CHARACTERS
   source, entry, trace = frame['code'], frame['entry'], frame['trace']
-  seed, write, leave, code = random.seed, os.write, os._exit, None
-  most = PRINT_CHARACTERS
+  write, leave, code = os.write, os._exit, None
+  last = len(frame['args']) - 1
   for i, args in enumerate(frame['args']):
-    if i:
-      seed(0)
-      sink.count = 0
     code, scope, record = call(code, source, entry, args, trace, ballast)
     if sink.count > most:  # Swallowed, or not.
       record = wire.PRINTED + 'what it prints'
@@ -148,8 +157,9 @@ def main(control, pipe, header, tools):
     while data:
       data = data[write(pipe, data) :]
     is_usual = record[0] in (wire.VALUE, wire.RAISED) and not ballast.closed
-    if not is_usual or not is_clean(scope):
-      break  # The others are run elsewhere.
+    if i == last or not is_usual or not is_clean(scope):
+      break  # The others, if any, are run elsewhere.
+    to_sink()
   leave(0)
 
 
@@ -158,7 +168,7 @@ def read_exactly(fd, size):
   while len(data) < size:
     part = os.read(fd, size - len(data))
     if not part:
-      os._exit(wire.NO_FRAME)
+      os._exit(1)
     data += part
   return bytes(data)
 
@@ -285,32 +295,22 @@ def make_is_clean():
   programs that passed `screen`, not a security layer; to walk every module
   would copy the whole heap, 0.8 ms a call.
   """
-  streams = {'stdout', 'stderr', '__stdout__', '__stderr__'}
-  passing = streams | {
-    'last_exc',
-    'last_type',
-    'last_value',
-    'last_traceback',
+  Module, is_, modules = types.ModuleType, operator.is_, sys.modules
+  known = {
+    id(m): (vars(m), list(vars(m)), list(vars(m).values()))
+    for m in modules.values()
+    if type(m) is Module and m is not sys  # Screened programs have no sys.
   }
-
-  def state(module):
-    skip = passing if module is sys else ()
-    keys = [k for k in vars(module) if k not in skip]
-    return vars(module), keys, [vars(module)[k] for k in keys]
-
-  Module = types.ModuleType
-  known = {id(m): state(m) for m in sys.modules.values() if type(m) is Module}
-  plain, depth = known[id(builtins)], sys.getrecursionlimit()
-  count, digits = len(sys.modules) + 1, sys.get_int_max_str_digits()
-  context, is_ = decimal.getcontext().copy(), lambda a, b: a is b
+  depth, digits = sys.getrecursionlimit(), sys.get_int_max_str_digits()
+  context, count = decimal.getcontext().copy(), len(modules) + 1
 
   def same(module):
-    if id(module) not in known:
-      return False
-    found, keys, objects = known[id(module)]
-    if module is not sys and len(found) != len(keys):
-      return False
-    return all(map(is_, [found.get(k) for k in keys], objects))
+    found, names, objects = known[id(module)]
+    return (
+      len(found) == len(names)
+      and all(map(is_, found, names))
+      and all(map(is_, found.values(), objects))
+    )
 
   def is_clean(scope):
     try:
@@ -321,8 +321,7 @@ def make_is_clean():
         and sys.getprofile() is None
         and gc.isenabled()
         and sys.get_int_max_str_digits() == digits
-        and len(sys.modules) == count
-        and len(plain[0]) == len(plain[1])
+        and len(modules) == count
         and same(builtins)
         and all(same(v) for v in scope.values() if type(v) is Module)
       )

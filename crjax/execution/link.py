@@ -37,6 +37,7 @@ class Link:
       'LC_ALL': 'C.UTF-8',
       'TZ': 'UTC',
       'MALLOC_ARENA_MAX': '1',
+      'LD_BIND_NOW': '1',  # Here once, and not in every child.
     }
     paths = {k: v for k, v in os.environ.items() if k == 'LD_LIBRARY_PATH'}
     self.process = subprocess.Popen(

@@ -17,6 +17,11 @@ COPY_COST, LONGEST_COPY = 20, 10_000
 DECIMAL_BITS = 10_000  # Longer ints are printed in hex: digits have a limit.
 SEQUENCES = (list, tuple, set, frozenset, dict, range, str)
 
+FILENAME = '<literal>'
+# `'\\d'` in an answer is no news to whoever runs the training. Once, and not
+# around each parse: threads would restore each other's filters.
+warnings.filterwarnings('ignore', category=Warning, module=FILENAME)
+
 # What parsing hostile text can raise. UnicodeError is a ValueError.
 UNREADABLE = (
   ValueError,
@@ -99,9 +104,7 @@ def _tree(text):
     deepest = max(deepest, depth)
   if deepest > DEEPEST:
     raise ValueError(f'nested deeper than {DEEPEST}')
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # `1(2)` in an answer is no news.
-    return ast.parse(text.strip(), '<literal>', 'eval').body
+  return ast.parse(text.strip(), FILENAME, 'eval').body
 
 
 class _Reader:

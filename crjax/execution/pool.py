@@ -300,7 +300,7 @@ def groups(jobs, share):
   for place, job in enumerate(jobs):
     programs[job.code, job.entry].append(place)
   for (code, entry), places in programs.items():
-    alone = share == 1 or not entry or screen.unsafe(code)
+    alone = share == 1 or not entry or len(places) == 1 or screen.unsafe(code)
     together = [] if alone else [p for p in places if not jobs[p].trace]
     for start in range(0, len(together), share):
       yield tuple(together[start : start + share])

@@ -66,14 +66,15 @@ def ended(reply) -> Result:
     return Result('timeout', detail=f'{what} limit')
   if reply.end == wire.OUTPUT:
     return Result('output_limit', detail='limit of what a worker reads')
+  if reply.end == wire.CLOSED:
+    return Result('crash', detail='closed its channel and went on')
   code = os.waitstatus_to_exitcode(reply.status)
   if code == -signal.SIGSYS:
     return Result('disallowed', detail='a forbidden system call')
   if code == -signal.SIGXCPU:
     return Result('timeout', detail='CPU limit')
-  if code == -signal.SIGKILL or code in (wire.NO_FILTER, wire.NO_FRAME):
-    # No program can send SIGKILL: the system did, or the user.
-    return Result('infra', detail=f'child ended with {code}')
+  if code == -signal.SIGKILL:  # No program can: the system did, or a user.
+    return Result('infra', detail='its process was killed')
   how = f'status {code}' if code >= 0 else signal.Signals(-code).name
   return Result('crash', detail=f'exit with {how} and no value')
 

@@ -2,12 +2,13 @@
 
 A static look at the source, so no boundary: a program that it lets through
 still runs in the sandbox, and cannot forge a verdict. It keeps out what could
-carry something from one call to the next, or differ from run to run.
+carry something from one call to the next, the state of `random` included.
 """
 
 import ast
 import functools
-import warnings
+
+from crjax.execution import literals
 
 
 def _words(text):
@@ -27,7 +28,7 @@ ATTRIBUTES = _words("""
 MODULES = _words("""
   abc array base64 binascii bisect calendar cmath collections copy
   dataclasses datetime decimal enum fractions functools hashlib heapq itertools
-  json keyword math numbers operator re statistics string struct textwrap
+  json keyword math numbers operator re string struct textwrap
   types typing unicodedata
 """)
 
@@ -35,10 +36,10 @@ MODULES = _words("""
 @functools.lru_cache(maxsize=4096)
 def unsafe(source: str) -> str:
   """Why a program's calls each need a process of their own; '' if not."""
+  if len(source) > literals.LONGEST:
+    return 'too long to be looked at'
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')
-      tree = ast.parse(source)
+    tree = ast.parse(source, literals.FILENAME)
     return next(filter(None, map(_fault, ast.walk(tree))), '')
   except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
     return type(error).__name__

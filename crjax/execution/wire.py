@@ -17,9 +17,8 @@ REPLY_BYTES = MOST_CALLS * (RECORD_BYTES + 64) + TRACE_BYTES
 FIELD = '\0'  # Between the fields of a record; repr and JSON never hold it.
 
 # How the worker saw a child end.
-ENDED, CPU, WALL, OUTPUT = range(4)
-# Exit statuses of a child that never came to the program.
-NO_FILTER, NO_FRAME, NO_START = 96, 97, 98
+ENDED, CPU, WALL, OUTPUT, CLOSED = range(5)
+READY = b'\1'  # The first byte of a child, when it gives way to the program.
 
 
 class Header(NamedTuple):
@@ -38,7 +37,7 @@ class Reply(NamedTuple):
   """How a frame's child ended."""
 
   size: int  # bytes of the records
-  end: int  # ENDED, CPU, WALL or OUTPUT
+  end: int  # ENDED, CPU, WALL, OUTPUT or CLOSED
   status: int  # of wait4(2)
   cpu_us: int
 

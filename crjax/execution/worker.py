@@ -41,7 +41,7 @@ weakref zlib _strptime"""
 HIDDEN = """ctypes _ctypes socket _socket select selectors mmap marshal
 child isolation seccomp tracer values wire pkgutil zipimport"""
 # Not `resource`: wait4 looks for it.
-CLOSING_SECONDS = 0.2  # A child that closed its pipe and still runs is killed.
+CLOSING_SECONDS = 0.2
 
 
 def main():
@@ -145,12 +145,16 @@ def hide():
 
 
 def warm():
-  """Runs every path of a call once, so that children find it ready."""
+  """Runs the path of a call until it is as ready as it gets.
+
+  Children copy every page that they write, which is most of what a call costs.
+  """
+  child.to_sink()
   random.seed(0)
   marshal.loads(marshal.dumps({'a': [1, 'b']}))
   source = 'def f(x):\n  return [x, {x: (1.5, {x})}]'
-  for args, trace in (('1', False), ("'a'", True), ('[]', False)):
-    _, _, record = child.call(None, source, 'f', args, trace, None)
+  for args, trace in (('1', False), ("'a'", True), ('[]', False)) * 20:
+    _, _, record = child.call(None, source, 'f', args, trace, child.BALLAST)
     record.encode()
   sys.modules.pop('program')
   random.seed(0)
@@ -174,38 +178,40 @@ def serve(link, view, tools):
         os.close(reader)
         child.main(control, writer, header, tools)
       finally:
-        os._exit(wire.NO_START)
+        os._exit(1)
     os.close(writer)
-    end, size, has_frame = watch(pid, reader, control, header, view)
-    if end != wire.ENDED or not has_frame:
+    end, size, is_ready = watch(pid, reader, control, header, view)
+    if end != wire.ENDED or not is_ready:
       kill(pid)
     os.close(reader)
-    status, cpu_us = reap(pid)
-    if not has_frame:  # Part of it may still be on the socket.
+    status, cpu_us, is_late = reap(pid)
+    if not is_ready:  # Part of the frame may still be on the socket.
       os._exit(1)
+    if is_late and end == wire.ENDED:
+      end = wire.CLOSED
     link.sendall(wire.REPLY.pack(size, end, status, cpu_us))
     link.sendall(view[:size])
     view[:size] = bytes(size)
 
 
 def watch(pid, reader, control, header, view):
-  """Reads records into view within the limits; (end, bytes, has_frame)."""
+  """Reads records into view within the limits; (end, bytes, is_ready)."""
   events = select.poll()
   events.register(reader, select.POLLIN)
   events.register(control, 0)  # Only its end: the pool is gone.
   cpu_s, wall_s = header.cpu_us / 1e6, header.wall_us / 1e6
   size = record = 0
   spent, deadline = 0.0, time.monotonic() + wall_s
-  wait_s, has_frame = min(wall_s, cpu_s + 0.005), False
+  wait_s, is_ready = min(wall_s, cpu_s + 0.005), False
   while True:
     found = events.poll(max(wait_s * 1000, 1))
     if any(fd == control for fd, _ in found):
       kill(pid)
       os._exit(0)
     if found:
-      if not has_frame:
-        has_frame = os.read(reader, 1) == b'\1'
-        if not has_frame:
+      if not is_ready:
+        is_ready = os.read(reader, 1) == wire.READY
+        if not is_ready:
           return wire.ENDED, 0, False
         continue
       limit = record + wire.LENGTH.size + header.record_bytes + 64
@@ -222,9 +228,9 @@ def watch(pid, reader, control, header, view):
     now = time.monotonic()
     used = cpu_of(pid) - spent
     if used >= cpu_s:
-      return wire.CPU, size, has_frame
+      return wire.CPU, size, is_ready
     if now >= deadline:
-      return wire.WALL, size, has_frame
+      return wire.WALL, size, is_ready
     wait_s = min(cpu_s - used + 0.001, deadline - now)
 
 
@@ -252,14 +258,19 @@ def kill(pid):
 
 
 def reap(pid):
-  """(wait status, microseconds of processor time) of a child, now or soon."""
-  deadline = time.monotonic() + CLOSING_SECONDS
+  """(wait status, microseconds of processor time, whether we had to kill it).
+
+  A program that has closed the pipe, and goes on, is not waited for.
+  """
+  deadline, is_late = time.monotonic() + CLOSING_SECONDS, False
   while True:
     found, status, usage = os.wait4(pid, os.WNOHANG)
     if found:
-      return status, int((usage.ru_utime + usage.ru_stime) * 1e6)
+      used = usage.ru_utime + usage.ru_stime
+      return status, int(used * 1e6), is_late
     if time.monotonic() > deadline:
       kill(pid)
+      is_late = True
     time.sleep(0.0002)
 
 
