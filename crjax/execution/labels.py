@@ -17,7 +17,8 @@ from typing import NamedTuple
 from crjax.execution import lookup
 
 KINDS = {
-  *('call', 'line', 'return', 'exception', 'unwind', 'yield', 'resume', 'stop')
+  *('call', 'line', 'return', 'exception', 'unwind', 'yield', 'resume'),
+  *('stop', 'cleanup'),
 }
 INLINE = ('<listcomp>', '<setcomp>', '<dictcomp>', '<genexpr>', '<lambda>')
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp
@@ -136,7 +137,8 @@ def corrected(events, code: str) -> list[Visit]:
     _update(variables, event.changed)
     line = first.get(event.line, event.line)
     inside = event.kind == 'line' and event.line in first
-    if event.kind == 'stop' or (inside and last == [line]):
+    goes_on = event.kind in ('stop', 'cleanup')
+    if goes_on or (inside and last == [line]):
       continue  # The line goes on, perhaps with one element more.
     if pending and event.kind in ('line', 'return'):
       following = line if event.kind == 'line' else RETURNS
@@ -164,7 +166,7 @@ def reval(events, code: str) -> list[Visit]:
       continue
     if not states or states[-1][0] != event.line:
       states.append((event.line, {}))
-    if event.kind == 'line':
+    if event.kind in ('line', 'cleanup'):
       states[-1] = event.line, dict(mine)
   after = [*states[1:], *states[-1:]]  # The last one is its own successor.
   return [
@@ -236,12 +238,12 @@ def coverage(events, code, line, mode='corrected') -> bool | None:
   Corrected: only first lines of statements can be asked about, and lines of
   lambdas and of loops inside expressions count.
   """
-  lines = {event.line for event in events if event.kind == 'line'}
   if mode == 'reval':
     return line in {visit.line for visit in reval(events, code)}
-  first = folds(code)
   if line not in statements(code):
     return None
+  first = folds(code)
+  lines = [e.line for e in events if e.kind == 'line']
   return first.get(line, line) in {first.get(x, x) for x in lines}
 
 

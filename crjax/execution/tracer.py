@@ -23,6 +23,9 @@ HEADROOM = 400  # recursion that the hooks need on top of the program's
 TEXTS = {str, bytes, bytearray}
 SCALARS = {type(None), bool, float, complex, range}
 SEQUENCES = {list, tuple, set, frozenset}
+# Instructions at the end of a loop and at a yield; 3.13 may tell the next one.
+ENDS = ('FOR_ITER', 'SEND', 'END_FOR', 'END_SEND')
+PAUSES = ('YIELD_VALUE', 'RESUME')
 # Even the name of a class can be an attribute that its metaclass computes.
 NAME, CLASS_DICT = (type.__dict__[x].__get__ for x in ('__name__', '__dict__'))
 
@@ -47,7 +50,8 @@ def run(function, args, kwargs, rows):
       exception escapes.
       frame: the number of the call; a generator keeps its own.
       kind: call, line, return, exception, unwind (an exception leaves the
-        frame), yield, resume, or stop (a loop meets StopIteration).
+        frame), yield, resume, stop (a loop meets StopIteration) or cleanup (an
+        event of a line that does not really run).
       changed: the locals that differ from those at the frame's event before,
         {name: [type, text]}; no text (None) where it is too long or not made
         of builtins; None instead of the pair for a name that is gone. So are
@@ -130,20 +134,40 @@ def classify(frame, event, arg, before):
   """(kind of the event, its value); `before` is the kind of the last one."""
   if event == 'exception':
     # A loop or `yield from` that meets the end of an iterator: no exception.
-    ends = arg[0] is StopIteration and operation(frame) in ('FOR_ITER', 'SEND')
+    ends = arg[0] is StopIteration and operations(frame)[0] in ENDS
     return 'stop' if ends else 'exception', [NAME(arg[0]), None]
-  if event != 'return':
-    return event, None
-  name = operation(frame)
+  if event == 'line':
+    return 'cleanup' if is_cleanup(frame) else 'line', None
+  if event == 'resume':
+    return 'resume', None
+  name = operations(frame)[0]
   if name.startswith('RETURN_'):
     return 'return', describe(arg)
-  if name == 'YIELD_VALUE' and before != 'exception':
+  if name in PAUSES and before != 'exception':
     return 'yield', describe(arg)
   return 'unwind', None
 
 
-def operation(frame):
-  return opcode.opname[frame.f_code.co_code[frame.f_lasti]]
+def is_cleanup(frame):
+  """Whether a line seems to run only because an exception is passed on.
+
+  RERAISE has the line of a `pass` or `break` before it that has no instruction
+  of its own. On Python 3.11 it may have the line of the instruction before it,
+  which did not run. (One case is left there: `if x: pass` at the end of a
+  `finally`, when an exception passes.)
+  """
+  pair = operations(frame)
+  if pair[0] != 'RERAISE':
+    return pair == ['COPY', 'POP_EXCEPT']
+  at = frame.f_lasti
+  line = [x for a, b, x in frame.f_code.co_lines() if a < at <= b]
+  return line == [frame.f_lineno]
+
+
+def operations(frame):
+  """Names of the instruction that runs, and the one behind it."""
+  code, i = frame.f_code.co_code, frame.f_lasti
+  return [opcode.opname[x] for x in (code + bytes(2))[i : i + 4 : 2]]
 
 
 def changes(frame, seen):
