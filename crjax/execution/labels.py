@@ -12,6 +12,7 @@ with comprehensions.
 """
 
 import ast
+import functools
 from typing import NamedTuple
 
 from crjax.execution import lookup
@@ -84,6 +85,7 @@ def _pair(value):
   return [str(kind), None if text is None else str(text)]
 
 
+@functools.lru_cache(maxsize=256)  # Many questions are about one program.
 def folds(code: str) -> dict[int, int]:
   """{line: first line of the outermost comprehension that it is part of}."""
   first = {}
@@ -188,7 +190,8 @@ def _update(variables, changed):
       variables[name] = pair
 
 
-def statements(code: str) -> set[int]:
+@functools.lru_cache(maxsize=256)
+def statements(code: str) -> frozenset[int]:
   """First lines of the statements that can run when a function is called."""
   found = set()
   for function in ast.walk(ast.parse(code)):
@@ -202,7 +205,7 @@ def statements(code: str) -> set[int]:
         and not (isinstance(node, ast.AnnAssign) and node.value is None)
         and not (isinstance(node, ast.Expr) and _constant(node.value))
       }
-  return found
+  return frozenset(found)
 
 
 def _constant(node):
