@@ -1,8 +1,12 @@
 """Questions whose answers were worked out by hand, not by running anything."""
 
+import collections
+import json
+
 import pytest
 
-from crjax.execution import Job, Pool, labels
+from crjax import rewards
+from crjax.execution import Job, Pool, labels, literals
 
 PROGRAMS = {
   # The worked example of the definitions; line 1 is `def f`.
@@ -301,3 +305,45 @@ def test_a_line_of_a_lambda_or_a_loop_in_an_expression_counts_as_run():
   for line in (2, 6, 10, 14):
     assert labels.coverage(result.trace, code, line)
   assert labels.path(result.trace, code, 10) == [14]
+
+
+def test_labels_of_real_programs_pass_their_judges(assets):
+  path = assets / 'data' / 'cruxeval_first400.jsonl'
+  items = [json.loads(line) for line in path.read_text().splitlines()]
+  literal = [x for x in items if readable(x['input'])]
+  assert len(literal) == 395  # The others hold calls, names and lambdas.
+  jobs = [Job(x['code'], 'f', x['input'], trace=True) for x in literal]
+  with Pool(2) as pool:
+    results = pool.run(jobs)
+  tasks, texts, seen = [], [], collections.Counter()
+  for item, result in zip(literal, results, strict=True):
+    assert result.value == item['output']  # Traced as without.
+    code = item['code']
+    for line in sorted(labels.statements(code)):
+      names = {k for e in result.trace for k in e.changed}
+      asked = [('coverage', ''), ('path', ''), *(('state', x) for x in names)]
+      for kind, var in asked:
+        question = {'kind': kind, 'line': line, 'var': var}
+        gold = labels.gold(result.trace, code, question)
+        seen[kind, gold is None] += 1
+        for answer in gold or ():
+          tasks.append({'kind': kind, 'code': code, 'entry': 'f', 'gold': gold})
+          texts.append(f'<reasoning></reasoning><answer>{answer}</answer>')
+  rewards_B, _ = rewards.score(tasks, texts, [False] * len(tasks), Nothing())
+  assert rewards_B.all() and len(tasks) > 10_000
+  assert seen['coverage', True] == 0 < seen['state', True]
+
+
+def readable(args):
+  try:
+    return literals.parse_call(f'f({args}\n)', 'f')
+  except ValueError:
+    return None
+
+
+class Nothing:
+  """A pool for answers that need none."""
+
+  def run(self, jobs):
+    assert not jobs
+    return []
