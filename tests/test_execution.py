@@ -251,6 +251,40 @@ def test_equal_jobs_run_once(pool):
   assert pool.counts.total() == before + 5
 
 
+def test_one_value_in_a_hundred_is_run_alone_and_a_difference_alarms(pool):
+  code = """from fractions import Fraction
+kind = Fraction
+def f(x):
+  kind.calls = getattr(kind, 'calls', 0) + 1
+  return kind.calls"""
+  assert not screen.unsafe(code)  # Sharing is wrong here, and nobody sees it.
+  jobs = [Job(code, 'f', str(x)) for x in range(200)]
+  with pytest.warns(RuntimeWarning, match='in company than alone'):
+    pool.run(jobs)
+
+
+def test_an_interrupted_run_leaves_nothing_to_the_next():
+  jobs = [Job(program(f'return {i}'), 'f', str(i)) for i in range(64)]
+
+  def interrupt(done, total):
+    raise KeyboardInterrupt
+
+  with Pool(2) as pool:
+    with pytest.raises(KeyboardInterrupt):
+      pool.run(jobs, progress=interrupt)
+    assert [r.value for r in pool.run(jobs[::-1])] == [
+      str(i) for i in range(63, -1, -1)
+    ]
+
+
+def test_a_worker_that_cannot_start_says_why(monkeypatch, tmp_path):
+  broken = tmp_path / 'worker.py'
+  broken.write_text('import nothing_of_that_name')
+  monkeypatch.setattr('crjax.execution.link.WORKER', broken)
+  with pytest.raises(OSError, match='nothing_of_that_name'):
+    Pool(1)
+
+
 def test_progress_reaches_the_end(pool):
   told = []
   jobs = [Job(program('return x'), 'f', str(i)) for i in range(40)]
@@ -312,6 +346,7 @@ pool.run([Job('def f(x):\\n  while x: pass', 'f', str(i)) for i in (1, 2)])"""
   while not (tmp_path / 'pids').exists() or not (
     sessions := (tmp_path / 'pids').read_text().split()
   ):
+    assert trainer.poll() is None
     time.sleep(0.05)
   time.sleep(0.5)  # The loops are running.
   assert len(living(sessions)) >= 2

@@ -31,7 +31,7 @@ class Link:
     # Not -I, which would ignore the hash seed. Its own directory is the first
     # to import from (no -P). No preexec_fn: CPython then uses vfork and exec,
     # which is safe from a process with threads.
-    self.command = [interpreter(), '-s', '-S', '-B', str(WORKER)]
+    command = [interpreter(), '-s', '-S', '-B', str(WORKER)]
     fixed = {
       'PYTHONHASHSEED': str(hash_seed),
       'LC_ALL': 'C.UTF-8',
@@ -40,17 +40,17 @@ class Link:
       'LD_BIND_NOW': '1',  # Here once, and not in every child.
     }
     paths = {k: v for k, v in os.environ.items() if k == 'LD_LIBRARY_PATH'}
-    self.process = subprocess.Popen(
-      [*self.command, str(theirs.fileno()), json.dumps(config)],
-      pass_fds=[theirs.fileno()],
-      stdin=subprocess.DEVNULL,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-      env=paths | fixed,
-      cwd='/',
-      start_new_session=True,
-    )
-    theirs.close()
+    with theirs:
+      self.process = subprocess.Popen(
+        [*command, str(theirs.fileno()), json.dumps(config)],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,  # Until it is ready.
+        env=paths | fixed,
+        cwd='/',
+        start_new_session=True,
+      )
     self.frames = []  # sent and not answered, oldest first
     self.outbox, self.inbox = bytearray(), bytearray()
     self.since = time.monotonic()  # The oldest frame runs since then.
@@ -62,11 +62,11 @@ class Link:
       (size,) = wire.LENGTH.unpack(self._exactly(wire.LENGTH.size))
       self.report = json.loads(self._exactly(size))
     except OSError as error:
+      self.process.kill()
+      said = self.process.stderr.read().decode(errors='replace')[-2000:]
       self.stop()
-      raise OSError(
-        'a sandbox worker does not start; to see why: '
-        f'{" ".join(self.command)} 0 \'{{"uid": 0, "without": []}}\''
-      ) from error
+      raise OSError(f'a sandbox worker does not start: {said}') from error
+    self.process.stderr.close()
     self.socket.setblocking(False)
 
   def _exactly(self, size):
@@ -119,6 +119,7 @@ class Link:
   def stop(self):
     """Ends the worker and all that it runs, and collects it."""
     self.socket.close()
+    self.process.stderr.close()
     self.process.kill()  # Its children die with it, see worker and child.
     self.process.wait()
 

@@ -23,6 +23,7 @@ WALL = 5  # times the processor time; only a backstop
 SLACK_SECONDS = 5.0  # How much later than its limits a worker may reply.
 LONGEST_CODE = 1 << 20  # characters
 TRIES = 2  # of a job whose worker or child was lost
+RECHECK = 100  # Of so many values from shared processes, one is run alone.
 ALARM_SHARE, ALARM_JOBS = 0.01, 100  # of verdicts that are 'infra'
 PROGRESS_SECONDS = 0.5
 
@@ -73,8 +74,10 @@ class Pool:
     self.hash_seed, self.without = hash_seed, without
     self.counts = collections.Counter()  # Results by verdict, so far.
     self._lock = threading.Lock()
-    self._links = [self._start(i) for i in range(workers)]
+    self._links = []
     try:
+      for i in range(workers):  # All at once, then wait for each.
+        self._links.append(self._start(i))
       self.report = min(map(self._ready, self._links), key=lambda r: r['level'])
     except BaseException:
       self.close()
@@ -141,14 +144,15 @@ class Run:
     self.found = [None] * len(jobs)
     self.lost = collections.Counter()  # Tries of a job that gave no verdict.
     self.left = len(jobs)
+    self.shared, self.doubted = 0, {}  # The values that are run again.
     self.queue = collections.deque(groups(jobs, pool.share))
 
   def results(self):
     with selectors.DefaultSelector() as selector:
       for link in list(self.links):
-        if link.is_open():
+        if link.is_open() and not link.frames:
           selector.register(link.socket, selectors.EVENT_READ, link)
-        else:  # It died in an earlier run, and no other could start.
+        else:  # Left over from a run that was interrupted, or dead.
           self.renew(selector, link)
       while self.left:
         for link in list(self.links):
@@ -260,6 +264,7 @@ class Run:
     if result.verdict == 'infra':
       self.again(place, result.detail)
     else:
+      self.confirm(place, result)
       self.settle(place, result._replace(cpu_s=reply.cpu_us / 1e6))
 
   def read_many(self, frame, reply, records):
@@ -269,16 +274,30 @@ class Run:
     cpu_s = reply.cpu_us / 1e6 / max(len(records), 1)
     for place, record in zip(frame.places, records, strict=False):
       result = results.read(record, frame.token, self.jobs[place])
-      if result.verdict == 'ok':
-        self.settle(place, result._replace(cpu_s=cpu_s))
-      else:
+      self.shared += result.verdict == 'ok'
+      if result.verdict != 'ok':
         self.queue.append((place,))
+      elif self.shared % RECHECK == 0:
+        self.doubted[place] = result
+        self.queue.append((place,))
+      else:
+        self.settle(place, result._replace(cpu_s=cpu_s))
     rest = frame.places[len(records) :]
     if rest and (not records or reply.end != wire.ENDED or reply.status):
       self.queue.append(rest[:1])  # The one during which it ended.
       rest = rest[1:]
     if rest:
       self.queue.append(rest)
+
+  def confirm(self, place, alone):
+    shared = self.doubted.pop(place, None)
+    if shared and (shared.py, shared.strict) != (alone.py, alone.strict):
+      warnings.warn(
+        'sandbox: a call gave another value in company than alone; use '
+        f'Pool(share=1) for programs like this:\n{self.jobs[place].code}',
+        RuntimeWarning,
+        stacklevel=2,
+      )
 
   def settle(self, place, result):
     self.found[place] = result
