@@ -180,7 +180,7 @@ def test_a_job_that_loses_its_worker_twice_is_infra_and_alarms():
 
 
 def test_a_stopped_worker_is_noticed(monkeypatch):
-  monkeypatch.setattr('crjax.execution.pool.SLACK_SECONDS', 0.3)
+  monkeypatch.setattr('crjax.execution.dispatch.SLACK_SECONDS', 0.3)
   with Pool(1, cpu_seconds=0.1) as pool:
     assert one(pool, 'return x').value == '3'
     children = subprocess.run(

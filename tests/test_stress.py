@@ -93,6 +93,8 @@ def test_shots_hangs_and_bombs_cost_no_honest_verdict(count, tmp_path):
     for (_, kind), verdict in zip(made, found, strict=True)
     if verdict.kind != kind
   )
+  print(f'{count} checks, {len(shots)} shots, {sum(wrong.values())} infra, kB:')
+  print(sizes)
   # A hang that is shot in both its tries is infra, which is never a reward.
   assert all(pair[1] == 'infra' for pair in wrong), wrong
   assert not [pair for pair in wrong if pair[0] in ('pass', 'wrong')], wrong

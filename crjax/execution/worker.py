@@ -26,6 +26,7 @@ import time
 import warnings
 
 import child
+import hygiene
 import isolation
 import seccomp
 import wire
@@ -39,7 +40,7 @@ string struct sys textwrap threading time traceback types typing unicodedata
 weakref zlib _strptime"""
 # What this process needs and a program does not: for it they are not there.
 HIDDEN = """ctypes _ctypes socket _socket select selectors mmap marshal
-child isolation seccomp tracer values wire pkgutil zipimport"""
+child hygiene isolation seccomp tracer values wire pkgutil zipimport"""
 # Not `resource`: wait4 looks for it.
 CLOSING_SECONDS = 0.2
 
@@ -69,7 +70,7 @@ def main():
   os.close(null)
   if outer and seccomp.install(isolation.LIBC, machine, outer):
     os._exit(1)  # It passed its test before.
-  tools['is_clean'] = child.make_is_clean()
+  tools['is_clean'] = hygiene.make_is_clean()
   gc.collect()
   gc.freeze()  # No collection in a child copies what is here.
   text = json.dumps(report).encode()
