@@ -14,6 +14,7 @@ import mmap
 import os
 import resource
 import sys
+import time
 import types
 
 import isolation
@@ -25,6 +26,7 @@ import wire
 PRINT_CHARACTERS = 8 << 20  # Nobody reads them.
 BALLAST_BYTES = 4 << 20  # Released on MemoryError: room to say so.
 MESSAGE_CHARACTERS = 160
+FLUSH_SECONDS = 0.0005
 
 # Events of what the sandbox denies. A program that swallows the error would
 # return another value than outside: its run is 'disallowed', never a value.
@@ -136,11 +138,14 @@ def main(control, pipe, header, tools):
 
 
 def run(frame, pipe, header, is_clean):
-  """Writes a record for each call, as long as they may share this process."""
+  """Writes a record for each call, as long as they may share this process.
+
+  Records of quick calls are written together: each write wakes the worker.
+  """
   sink, ballast, most = SINK, BALLAST, PRINT_CHARACTERS
   source, entry, trace = frame['code'], frame['entry'], frame['trace']
-  write, leave, code = os.write, os._exit, None
-  last = len(frame['args']) - 1
+  write, leave, now, code = os.write, os._exit, time.monotonic, None
+  ready, since, last = b'', now(), len(frame['args']) - 1
   for i, args in enumerate(frame['args']):
     code, scope, record = call(code, source, entry, args, trace, ballast)
     if sink.count > most:  # Swallowed, or not.
@@ -149,11 +154,14 @@ def run(frame, pipe, header, is_clean):
     if len(data) > header.record_bytes:
       data = wire.PRINTED.encode() + b'the result'
     data = header.token + data
-    data = wire.LENGTH.pack(len(data)) + data
-    while data:
-      data = data[write(pipe, data) :]
+    ready += wire.LENGTH.pack(len(data)) + data
     is_usual = record[0] in (wire.VALUE, wire.RAISED) and not ballast.closed
-    if i == last or not is_usual or not is_clean(scope):
+    ends = i == last or not is_usual or not is_clean(scope)
+    if ends or now() - since > FLUSH_SECONDS:
+      while ready:
+        ready = ready[write(pipe, ready) :]
+      since = now()
+    if ends:
       break  # The others, if any, are run elsewhere.
     to_sink()
   leave(0)

@@ -177,11 +177,10 @@ class Run:
       else:
         self.settle(place, result._replace(cpu_s=cpu_s))
     rest = frame.places[len(records) :]
-    if rest and (not records or reply.end != wire.ENDED or reply.status):
-      self.queue.append(rest[:1])  # The one during which it ended.
-      rest = rest[1:]
-    if rest:
-      self.queue.append(rest)
+    if rest and records and reply.end == wire.ENDED and not reply.status:
+      self.queue.append(rest)  # It ended by itself.
+    else:  # One of them ended it; others may not have been written yet.
+      self.queue.extend((place,) for place in rest)
 
   def confirm(self, place, alone):
     shared = self.doubted.pop(place, None)

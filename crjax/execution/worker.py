@@ -14,7 +14,6 @@ import importlib
 import json
 import marshal
 import os
-import pkgutil
 import platform
 import random
 import resource
@@ -40,7 +39,7 @@ string struct sys textwrap threading time traceback types typing unicodedata
 weakref zlib _strptime"""
 # What this process needs and a program does not: for it they are not there.
 HIDDEN = """ctypes _ctypes socket _socket select selectors mmap marshal
-child hygiene isolation seccomp tracer values wire pkgutil zipimport"""
+child hygiene isolation seccomp tracer values wire"""
 # Not `resource`: wait4 looks for it.
 CLOSING_SECONDS = 0.2
 
@@ -86,9 +85,10 @@ def load():
   """
   for name in MODULES.split():
     importlib.import_module(name)
-  for found in pkgutil.iter_modules(encodings.__path__):
-    if found.name not in ('mbcs', 'oem', 'cp65001'):  # Of Windows.
-      importlib.import_module(f'encodings.{found.name}')
+  for file in os.listdir(encodings.__path__[0]):
+    name, _, ending = file.partition('.')
+    if ending == 'py' and name not in ('mbcs', 'oem', 'cp65001'):  # Windows'.
+      importlib.import_module(f'encodings.{name}')
   warnings.simplefilter('ignore')
 
 
