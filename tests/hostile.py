@@ -388,6 +388,22 @@ RESOURCES = [
 ]
 
 FILES = [
+  *(
+    (
+      f'import os\ntry: {question}\nexcept OSError: pass\nreturn 1',
+      'f(1)',
+      '1',
+    )
+    for question in (
+      'os.stat("/etc")',
+      'os.path.exists("/etc")',
+      'os.access("/etc", 4)',
+      'os.getcwd()',
+      'os.readlink("/etc")',
+      'os.statvfs("/")',
+      'os.path.abspath("a")',
+    )
+  ),
   ('open("MARK", "w").write("x")\nreturn 1', 'f(1)', '1'),
   ('open("/tmp/MARK", "w").write("x")\nreturn 1', 'f(1)', '1'),
   ('try: open("/tmp/MARK", "w")\nexcept OSError: pass\nreturn 1', 'f(1)', '1'),
@@ -735,6 +751,17 @@ CASES = {
 
 # Whole programs that must pass, unlike anything above.
 HONEST = [
+  (
+    'import os\ndef f(x):\n  os.environ["A"] = x\n  return os.environ["A"]',
+    "f('b')",
+    "'b'",
+  ),
+  (
+    'import json, traceback\ndef f(x):\n  try: json.loads(x)\n'
+    '  except ValueError: return traceback.format_exc()[:9]',
+    "f('{')",
+    "'Traceback'",
+  ),
   ('def f(x):\n  return x + 1', 'f(1)', '2'),
   (
     'def f(x):\n  return x',

@@ -7,11 +7,13 @@ bound before, so that a patched builtin changes nothing here.
 
 import collections
 import contextlib
+import functools
 import io
 import json
 import marshal
 import mmap
 import os
+import posix
 import resource
 import sys
 import time
@@ -58,6 +60,10 @@ DENIED_FAMILIES = (
   'glob.',
   'pathlib.',
 )
+HARMLESS = {'os.putenv', 'os.unsetenv'}  # Only this process sees it.
+# Questions about files that raise no event.
+UNHEARD = 'stat lstat access getcwd getcwdb readlink statvfs'
+LIBRARY = os.path.dirname(os.__file__)
 MARKS = [None]  # The running call's events, or None: not armed.
 
 CONSTRUCTORS = {
@@ -112,14 +118,31 @@ def to_sink():
 
 def audit(event, args):
   marks = MARKS[0]
-  if marks is None or len(marks) > 3:
+  if marks is None or len(marks) > 3 or event in HARMLESS:
     return
   if event in DENIED or event.startswith(DENIED_FAMILIES):
     about = args[0] if args and type(args[0]) is str else ''
     # Every codec is loaded: a missing one is missing outside too. And Python
-    # itself looks for the file '<string>' of a syntax error.
-    if not about.startswith('encodings.' if event == 'import' else '<'):
+    # itself looks for the source of '<string>' and of its library.
+    usual = ('encodings.',) if event == 'import' else ('<', LIBRARY)
+    if not about.startswith(usual):
       marks.append(f'{event} {about[:60]}'.strip())
+
+
+def hear():
+  """Makes the functions that raise no audit event mark the call too."""
+  for name in UNHEARD.split():
+    setattr(os, name, _heard(name, getattr(posix, name)))
+    setattr(posix, name, getattr(os, name))
+
+
+def _heard(name, function):
+  @functools.wraps(function)
+  def call(*args, **kwargs):
+    audit(f'os.{name}', args)
+    return function(*args, **kwargs)
+
+  return call
 
 
 def main(control, pipe, header, tools):

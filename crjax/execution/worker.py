@@ -154,6 +154,7 @@ def warm():
   Children copy every page that they write, which is most of what a call costs.
   """
   child.to_sink()
+  child.hear()
   random.seed(0)
   marshal.loads(marshal.dumps({'a': [1, 'b']}))
   source = 'def f(x):\n  return [x, {x: (1.5, {x})}]'
