@@ -13,6 +13,7 @@ def get_config():
   c.seed = 0
   c.out = 'runs/smoke/data'
   c.workers = 2
+  c.sandbox_min_level = 2  # See python -m crjax.execution probe.
   c.cpu_seconds = 1.0
 
   # Each program is asked about twice: for its output and for its input.

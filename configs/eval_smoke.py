@@ -19,6 +19,7 @@ def get_config():
   c.prompt_length = 1024
   c.completion_length = 128
   c.workers = 2
+  c.sandbox_min_level = 2  # See python -m crjax.execution probe.
   c.mesh = (-1, 1, 1)  # data, fsdp, tensor
   c.dtype = 'float32'
   return c

@@ -37,6 +37,7 @@ def get_config():
   c.temperature = 1.0
   c.waves = 2
   c.workers = 2
+  c.sandbox_min_level = 2  # See python -m crjax.execution probe.
 
   c.advantage_std = 'batch'
   c.clip = (0.2, 0.28)

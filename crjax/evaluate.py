@@ -286,7 +286,10 @@ def main(_):
     seed=c.seed,
     thinking=c.thinking,
   )
-  with jax.set_mesh(mesh), execution.Pool(c.workers) as pool:
+  with (
+    jax.set_mesh(mesh),
+    execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
+  ):
     rows = run(tasks, complete, pool, samples=c.samples)
   given = {'model': f.model, 'data': source, 'judge': 'strict'}
   settings = json.loads(c.to_json()) | given

@@ -89,7 +89,7 @@ def train_grpo(c):
   with (
     jax.set_mesh(mesh),
     checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
-    execution.Pool(workers=c.workers) as pool,
+    execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
   ):
     frozen = load_frozen(c, cfg, load, mesh)
     rollout = grpo.make_rollout(

@@ -36,7 +36,9 @@ def build(c):
   if is_built(out, settings):
     print(f'data: {out} already holds this config')
     return
-  with execution.Pool(c.workers, cpu_seconds=c.cpu_seconds) as pool:
+  with execution.Pool(
+    c.workers, cpu_seconds=c.cpu_seconds, min_level=c.sandbox_min_level
+  ) as pool:
     cases, dropped = collect(c, pool)
     rows = {
       split: [row for case in group for row in questions(case)]

@@ -54,9 +54,12 @@ def gold(task) -> str:
 
 
 def check_gold(tasks, pool) -> list[dict]:
-  """The tasks whose published answer the judge calls wrong, with verdicts."""
-  texts = [gold(task) for task in tasks]
-  rewards_B, infos = score(tasks, texts, [False] * len(tasks), pool)
+  """The tasks whose published answer the judge calls wrong, with verdicts.
+
+  Published inputs that are not literals (a lambda, a call) are evaluated.
+  """
+  texts, cut = [gold(task) for task in tasks], [False] * len(tasks)
+  rewards_B, infos = score(tasks, texts, cut, pool, published=True)
   return [
     task | info
     for task, info, reward in zip(tasks, infos, rewards_B, strict=True)

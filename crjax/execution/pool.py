@@ -1,100 +1,112 @@
-"""A pool of worker processes that run programs for their value.
+"""Runs calls of programs in sandboxed workers; results in the order of jobs.
 
-What it isolates: every job runs in its own forked process with CPU, memory,
-file-size and wall-clock limits, closed standard streams and a fixed hash seed;
-a crash, a hang or a poisoned interpreter ends with the job, and the expected
-answer is never in that process. What it does not: files can be read and
-deleted, processes of the same user signalled, the network reached. Run
-untrusted programs inside a container.
+One worker is one process that forks a child for each frame (`worker.py`). The
+expected answer is never sent there, and nothing that comes back is unpickled
+or evaluated. A worker that dies is replaced, and what it held is run again.
 """
 
-import concurrent.futures
-import contextlib
-import json
-import os
-import pathlib
-import queue
-import subprocess
-import sys
-import tempfile
+import collections
 import threading
-from typing import NamedTuple
+import warnings
 
-WORKER = pathlib.Path(__file__).with_name('worker.py')
-SLACK_SECONDS = 5.0  # How much later than its own deadline a worker may reply.
+from crjax.execution import isolation, wire
+from crjax.execution.dispatch import Run
+from crjax.execution.link import Link
+from crjax.execution.results import Result
 
-
-class Job(NamedTuple):
-  """A program, and a call of one of its functions."""
-
-  code: str
-  entry: str
-  args: str  # source text between the parentheses of the call
-  trace: bool = False
-
-
-class Step(NamedTuple):
-  """One executed line of the entry function."""
-
-  line: int
-  event: str  # 'call' (the first step), 'line', 'return' or 'exception'
-  changed: dict  # variable -> repr: the parameters, or what the line changed
-
-
-class Result(NamedTuple):
-  """What became of a job. Verdict 'infra' is our failure, not the program's."""
-
-  verdict: str  # 'ok', 'error', 'timeout', 'memory' or 'infra'
-  value: str = ''  # repr of the returned value, up to 4 KB
-  detail: str = ''
-  steps: tuple = ()
+ALARM_SHARE, ALARM_JOBS = 0.01, 100  # of verdicts that are 'infra'
 
 
 class Pool:
   """`workers` processes; use as a context manager.
 
   Args:
-    workers: how many jobs run at the same time.
-    cpu_seconds: CPU time of one job; four times that in wall-clock time.
-    memory_mb: address space of one job, in MiB.
+    workers: how many programs run at the same time.
+    cpu_seconds: processor time of one call; five times that by the clock.
+    memory_mb: what one call may allocate, in MiB.
+    min_level: the isolation below which nothing is run, see
+      isolation.MEANING.
+    share: calls of one program that may share a process (1 for none). Only
+      programs that pass `screen` do, and only plain values count from there.
+    hash_seed: of str; two pools that differ in it find programs that depend
+      on the order of sets.
+    without: isolation.LAYERS to leave out, to see what the others hold.
+
+  Raises:
+    RuntimeError, with the report, if the machine isolates less than asked.
   """
 
-  def __init__(self, workers=2, *, cpu_seconds=2.0, memory_mb=512):
-    self._limits = {
-      'cpu_seconds': cpu_seconds,
-      'wall_seconds': 4 * cpu_seconds,
-      'memory_mb': memory_mb,
-    }
-    self._threads = concurrent.futures.ThreadPoolExecutor(workers)
-    self._idle = queue.SimpleQueue()
-    for _ in range(workers):
-      self._idle.put(start())
-
-  def run(self, jobs) -> list[Result]:
-    """One Result a job, in the order of the jobs; raises nothing for a job."""
-    return list(self._threads.map(self._run, jobs))
-
-  def _run(self, job) -> Result:
-    process = self._idle.get()
+  def __init__(
+    self,
+    workers=2,
+    *,
+    cpu_seconds=1.0,
+    memory_mb=256,
+    min_level=2,
+    share=wire.MOST_CALLS,
+    hash_seed=0,
+    without=(),
+  ):
+    if not 1 <= share <= wire.MOST_CALLS:
+      raise ValueError(f'share={share}: give 1 to {wire.MOST_CALLS}')
+    self.cpu_seconds, self.memory_mb = cpu_seconds, memory_mb
+    self.min_level, self.share = min_level, share
+    self.hash_seed, self.without = hash_seed, without
+    self.counts = collections.Counter()  # Results by verdict, so far.
+    self._lock = threading.Lock()
+    self._links = []
     try:
-      for _ in range(2):  # A dead worker is replaced, its job tried once more.
-        try:
-          process = process or start()
-          return ask(process, job._asdict() | self._limits)
-        except (OSError, ValueError) as error:
-          if process:
-            stop(process)
-          process = None
-          problem = f'{type(error).__name__}: {error}'
-      return Result('infra', detail=problem)
-    finally:
-      self._idle.put(process)
+      for i in range(workers):  # All at once, then wait for each.
+        self._links.append(self._start(i))
+      self.report = min(map(self._ready, self._links), key=lambda r: r['level'])
+    except BaseException:
+      self.close()
+      raise
+
+  def _start(self, index):
+    return Link(index, self.hash_seed, self.without)
+
+  def _ready(self, link):
+    link.ready()
+    if link.report['level'] < self.min_level:
+      raise RuntimeError(refusal(self.min_level, link.report))
+    return link.report
+
+  def replace(self, link):
+    """A new worker in the place of a dead one; OSError if none starts."""
+    link.stop()
+    index = self._links.index(link)
+    self._links[index] = self._start(index)
+    self._ready(self._links[index])
+    return self._links[index]
+
+  def run(self, jobs, progress=None) -> list[Result]:
+    """One Result a job, in the order of the jobs; raises nothing for a job.
+
+    Equal jobs run once. `progress(done, total)` is called now and then.
+    """
+    distinct = list(dict.fromkeys(jobs))
+    with self._lock:
+      found = Run(self, self._links, distinct, progress).results()
+    found = dict(zip(distinct, found, strict=True))
+    ordered = [found[job] for job in jobs]
+    self.counts.update(result.verdict for result in ordered)
+    self._alarm()
+    return ordered
+
+  def _alarm(self):
+    failed, total = self.counts['infra'], self.counts.total()
+    if total >= ALARM_JOBS and failed > ALARM_SHARE * total:
+      warnings.warn(
+        f'sandbox: {failed} of {total} runs failed through no fault of the '
+        'program; is the machine short of memory or processes?',
+        RuntimeWarning,
+        stacklevel=3,
+      )
 
   def close(self):
-    self._threads.shutdown()
-    while not self._idle.empty():
-      if process := self._idle.get():
-        stop(process)
+    for link in self._links:
+      link.stop()
 
   def __enter__(self):
     return self
@@ -103,54 +115,15 @@ class Pool:
     self.close()
 
 
-def start() -> subprocess.Popen:
-  """A worker: bare interpreter, empty environment, fixed hash seed.
-
-  Its directory is deleted under it, so that a program can create no file.
-  """
-  command = [sys.executable, '-S', '-s', '-B', str(WORKER)]
-  fixed = {'PYTHONHASHSEED': '0', 'LC_ALL': 'C.UTF-8', 'TZ': 'UTC'}
-  libraries = {k: v for k, v in os.environ.items() if k == 'LD_LIBRARY_PATH'}
-  with tempfile.TemporaryDirectory(prefix='crjax-') as directory:
-    process = subprocess.Popen(
-      command,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      env=libraries | fixed,
-      cwd=directory,
-      text=True,
-      start_new_session=True,
-    )
-    ready = process.stdout.readline()
-  if ready != 'ready\n':
-    stop(process)
-    raise OSError(f'no worker starts; run it by hand: {" ".join(command)}')
-  return process
-
-
-def stop(process) -> None:
-  process.kill()
-  process.wait()
-  process.stdout.close()
-  with contextlib.suppress(OSError):  # Bytes that a dead worker never read.
-    process.stdin.close()
-
-
-def ask(process, job) -> Result:
-  """Sends one job; raises OSError or ValueError if the worker is gone."""
-  # A program can stop or starve its worker; then the worker is killed too.
-  late = job['wall_seconds'] + SLACK_SECONDS
-  timer = threading.Timer(late, process.kill)
-  timer.start()
-  try:
-    process.stdin.write(json.dumps(job) + '\n')
-    process.stdin.flush()
-    reply = process.stdout.readline()
-  finally:
-    timer.cancel()
-  if not reply:
-    raise OSError('worker exited without a reply')
-  found = json.loads(reply)
-  steps = tuple(Step(*step) for step in found.pop('steps', ()))
-  return Result(**found, steps=steps)
+def refusal(min_level, report) -> str:
+  level = report['level']
+  return (
+    f'this machine isolates programs at level {level}, and level {min_level} '
+    f'is asked for.\n{isolation.table(report)}\n'
+    'Ways out: run on Linux, in a container whose profile allows seccomp(2) '
+    '(the default one of Docker does). Or, if you trust every program that '
+    f'will run, ask for less: Pool(min_level={level}), or '
+    f'--config.sandbox_min_level={level} of train, evaluate and '
+    f'data_pipeline.build. Then all that protects this machine is: '
+    f'{isolation.MEANING[level]}.'
+  )

@@ -1,14 +1,7 @@
 """What an answer is worth. Model text is parsed, never executed; no jax."""
 
 from crjax.rewards.answers import Answer, extract
-from crjax.rewards.judge import literal, strict_equal, typed_equal
+from crjax.rewards.judge import literal
 from crjax.rewards.scoring import score
 
-__all__ = [
-  'Answer',
-  'extract',
-  'literal',
-  'score',
-  'strict_equal',
-  'typed_equal',
-]
+__all__ = ['Answer', 'extract', 'literal', 'score']

@@ -1,163 +1,198 @@
-"""Literals, calls with literal arguments, and two notions of equality."""
+"""What an answer says, read strictly: data only, and none of it executed.
+
+Each reader takes a task and an answer's text, and raises ValueError for a text
+that is no answer to its question. Values become canonical texts
+(`execution.values`), so that two of them are compared as strings.
+"""
 
 import ast
-import math
+import functools
+import re
 import warnings
 
-LONGEST = 4096  # bytes of an answer
-DEEPEST = 40  # nested containers
+from crjax.execution import literals, values
 
-# What parsing hostile text can raise.
-UNREADABLE = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
-COLLECTIONS = {ast.List: list, ast.Tuple: tuple, ast.Set: set}
+LONGEST = 4096  # bytes of an answer
+DIGITS = 9  # of a line number
+# Constructors without which a value has no source. `list('ab')` has, and
+# leaves the work to us.
+WITHOUT_LITERAL = {
+  *('set', 'frozenset', 'range', 'bytearray'),
+  *('deque', 'Counter', 'OrderedDict'),
+}
+TYPED = re.compile(r'(?P<value>.*);\s*(?P<type>[A-Za-z_]\w*)', re.DOTALL)
 
 # `1(2)` and `'\\d'` in an answer are no news to whoever runs the training.
 warnings.filterwarnings('ignore', category=Warning, module='<answer>')
 
 
-def literal(source):
-  """The value of one Python literal, `set()` and `frozenset(...)` included.
+def literal(source: str):
+  """The value of one literal, within the bounds of `execution.literals`.
 
-  Args:
-    source: text of at most 4 KB, or an expression node of such text.
-
-  Raises:
-    ValueError: for anything else; nothing is ever executed.
+  Raises ValueError for anything else, constructors included where there is a
+  literal: `dict(a=1)`, `set([1])`, `list(range(9))`.
   """
-  node = expression(source) if isinstance(source, str) else source
-  try:
-    return _value(node, 0)
-  except UNREADABLE as error:
-    raise ValueError(f'not a literal: {error}') from error
-
-
-def _value(node, depth):
-  """As ast.literal_eval, and frozensets, with a limit to the depth."""
-  if depth > DEEPEST:
-    raise ValueError(f'nested deeper than {DEEPEST}')
-  inner = lambda node: _value(node, depth + 1)
-  if type(node) in COLLECTIONS:
-    return COLLECTIONS[type(node)](map(inner, node.elts))
-  if isinstance(node, ast.Dict) and None not in node.keys:
-    pairs = zip(map(inner, node.keys), map(inner, node.values), strict=True)
-    return dict(pairs)
-  if _calls(node, 'frozenset') and len(node.args) < 2 and not node.keywords:
-    return frozenset(inner(node.args[0]) if node.args else ())
-  return ast.literal_eval(node)
-
-
-def expression(source: str) -> ast.expr:
-  """The one expression in the text; for `assert x`, that is x."""
   if len(source.encode('utf-8', 'replace')) > LONGEST:
     raise ValueError(f'longer than {LONGEST} bytes')
-  try:
-    body = ast.parse(source.strip(), '<answer>').body
-  except UNREADABLE as error:
-    raise ValueError(f'not Python: {error}') from error
-  if len(body) == 1 and isinstance(body[0], ast.Expr):
-    return body[0].value
-  if len(body) == 1 and isinstance(body[0], ast.Assert) and not body[0].msg:
-    return body[0].test
-  raise ValueError('not one expression')
+  value = literals.parse(source)
+  _refuse_constructors(_parsed(source.strip(), 'eval'))
+  return value
 
 
-def output_literal(answer: str, entry: str, args: str):
-  """The value that an answer to an output question names.
+def _refuse_constructors(tree):
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Call):
+      name = node.func.id  # `literals` has let nothing else through.
+      if name not in WITHOUT_LITERAL or (name == 'set' and node.args):
+        raise ValueError(f'{name}(...) is not a literal')
 
-  Accepts the literal, or the whole assertion about the call that was asked.
+
+def output(task, answer) -> tuple[str, str]:
+  """(py, strict) texts of the value in an answer to an output question.
+
+  Accepts the literal, or the whole assertion about the call that was asked, in
+  either order, also after a repetition of the program's functions and imports.
   """
-  node = expression(answer)
-  if isinstance(node, ast.Compare):
-    call, node = _sides(node, entry)
-    if ast.dump(call) != ast.dump(expression(f'{entry}({args})')):
-      raise ValueError('an assertion about another call')
-  return literal(node)
+  node = _statement(answer)
+  if not isinstance(node, ast.Compare):
+    return texts(literal(answer))
+  call, said = _sides(node, task['entry'], answer)
+  asked = f'{task["entry"]}({task["args"]})'
+  if not _same_call(call, asked, task['entry']):
+    raise ValueError('an assertion about another call')
+  return texts(literal(said))
 
 
-def input_arguments(answer: str, entry: str) -> str:
-  """The arguments that an answer to an input question names, rendered by us.
+def arguments(task, answer) -> str:
+  """Source of the arguments in an answer to an input question.
 
-  Accepts `f(args)`, the whole assertion, or the bare arguments; all literals.
+  Accepts `f(args)`, the whole assertion with the output that was asked, or
+  the bare arguments; all literals, and what runs is rendered by us.
   """
+  entry, call = task['entry'], answer
   try:
-    node = expression(answer)
+    node = _statement(answer)
   except ValueError:  # `1, x=2` is no expression until it is in a call.
     node = None
   if isinstance(node, ast.Compare):
-    node, _ = _sides(node, entry)
-  if not _calls(node, entry):
-    node = expression(f'{entry}({answer.strip()})')
-  if not _calls(node, entry):
-    raise ValueError(f'not a call of {entry}')
-  if any(keyword.arg is None for keyword in node.keywords):
-    raise ValueError('** in the arguments')
-  args = [render(literal(arg)) for arg in node.args]
-  args += [f'{k.arg}={render(literal(k.value))}' for k in node.keywords]
-  return ', '.join(args)
+    call, said = _sides(node, entry, answer)
+    if not values.equal(texts(literal(said))[0], expected(task['output'])[0]):
+      raise ValueError('an assertion about another output')
+  elif not _calls(node, entry):
+    call = f'{entry}({answer}\n)'  # A comment must not eat the parenthesis.
+  args, kwargs = literals.parse_call(call, entry)
+  tree = literals.call_tree(call, entry)
+  for node in (*tree.args, *tree.keywords):
+    _refuse_constructors(node)
+  rendered = literals.render_call(args, kwargs)
+  if len(rendered.encode('utf-8', 'replace')) > LONGEST:
+    raise ValueError(f'arguments longer than {LONGEST} bytes')
+  return rendered
 
 
-def render(value) -> str:
-  """Source of a literal, the same in every process: sets are sorted.
+def coverage(task, answer) -> str:
+  """'YES' or 'NO'."""
+  if answer.upper() not in ('YES', 'NO'):
+    raise ValueError('neither YES nor NO')
+  return answer.upper()
 
-  Their own order depends on the hash seed, and programs iterate over them.
+
+def path(task, answer) -> str:
+  """The number of the line that an answer names, -1 for none.
+
+  Raises ValueError for a text that is no line, or that several lines share.
   """
-  if isinstance(value, set | frozenset):
-    inner = ', '.join(sorted(map(render, value)))
-    shown = f'{{{inner}}}' if inner else 'set()'
-    return f'frozenset({shown})' if isinstance(value, frozenset) else shown
-  if isinstance(value, list):
-    return f'[{", ".join(map(render, value))}]'
-  if isinstance(value, tuple):
-    return f'({"".join(f"{render(x)}, " for x in value)})'
-  if isinstance(value, dict):
-    pairs = (f'{render(k)}: {render(v)}' for k, v in value.items())
-    return f'{{{", ".join(pairs)}}}'
-  if isinstance(value, float) and math.isinf(value):
-    return '1e999' if value > 0 else '-1e999'  # `inf` would be a name.
-  return repr(value)
+  if re.fullmatch(rf'-?\d{{1,{DIGITS}}}', answer):
+    return str(int(answer))
+  lines = task['code'].split('\n')
+  found = [i for i, x in enumerate(lines, 1) if x.strip() == answer]
+  if len(found) != 1 or not answer:
+    raise ValueError(f'{len(found)} lines of the program read so')
+  return str(found[0])
 
 
-def strict_equal(a, b) -> bool:
-  """Python's own equality: 1 == True == 1.0; order in a dict is free."""
+def state(task, answer) -> str:
+  """Canonical text of `value; type`, or 'Nil'.
+
+  Raises ValueError if the value is not of that very type.
+  """
+  if answer == 'Nil':
+    return answer
+  found = TYPED.fullmatch(answer)
+  if not found:
+    raise ValueError('neither `value; type` nor Nil')
+  value = literal(found['value'])
+  if type(value).__name__ != found['type']:
+    raise ValueError(f'a {type(value).__name__}, not a {found["type"]}')
+  _, strict = texts(value)
+  if values.NAN in strict:
+    raise ValueError('NaN equals nothing')
+  return strict
+
+
+STEPS = {'coverage': coverage, 'path': path, 'state': state}
+
+
+def texts(value) -> tuple[str, str]:
+  """As `values.texts`; raises ValueError."""
   try:
-    return bool(a == b)
-  except RecursionError:
-    return False
+    return values.texts(value)
+  except values.Unsupported as error:
+    raise ValueError(str(error)) from error
 
 
-def typed_equal(a, b) -> bool:
-  """Equality in which types count all the way down: 1, True, 1.0 differ."""
-  if type(a) is not type(b):
-    return False
-  if isinstance(a, list | tuple):
-    return len(a) == len(b) and all(map(typed_equal, a, b))
-  if isinstance(a, dict):
-    pairs = lambda d: {(_key(k), k): v for k, v in d.items()}
-    a, b = pairs(a), pairs(b)
-    return a.keys() == b.keys() and all(typed_equal(a[k], b[k]) for k in a)
-  if isinstance(a, set | frozenset):
-    return {(_key(x), x) for x in a} == {(_key(x), x) for x in b}
-  return a == b
+@functools.lru_cache(maxsize=4096)
+def expected(source: str) -> tuple[str, str]:
+  """(py, strict) texts of a task's own output; raises ValueError."""
+  try:
+    return texts(literals.parse(source))
+  except ValueError as error:
+    raise ValueError(f'task with the output {source!r:.80}: {error}') from error
 
 
-def _key(x):
-  """The types inside a hashable literal, so that (1,) and (True,) differ."""
-  if isinstance(x, tuple | frozenset):
-    parts = map(_key, x)
-    inner = tuple(parts) if isinstance(x, tuple) else frozenset(parts)
-    return type(x), inner
-  return type(x)
+def _parsed(source, mode):
+  """The syntax tree of an answer; raises ValueError."""
+  if len(source.encode('utf-8', 'replace')) > LONGEST:
+    raise ValueError(f'longer than {LONGEST} bytes')
+  try:
+    return ast.parse(source, '<answer>', mode)
+  except literals.UNREADABLE as error:
+    raise ValueError(f'not Python: {error!s:.120}') from error
 
 
-def _sides(node, entry):
-  """(call, other side) of `entry(...) == x`, in either order."""
+def _statement(source):
+  """The one expression that counts: the last, for `assert x` that is x."""
+  *before, last = _parsed(source, 'exec').body or [None]
+  if not all(
+    isinstance(x, ast.FunctionDef | ast.Import | ast.ImportFrom) for x in before
+  ):
+    raise ValueError('more than one statement')
+  if isinstance(last, ast.Assert) and not last.msg:
+    return last.test
+  if isinstance(last, ast.Expr) and not before:
+    return last.value
+  raise ValueError('not one expression')
+
+
+def _sides(node, entry, source):
+  """Sources of (call, other side) of `entry(...) == x`, in either order."""
   if len(node.ops) == 1 and isinstance(node.ops[0], ast.Eq):
-    left, right = node.left, node.comparators[0]
-    if _calls(left, entry):
-      return left, right
-    if _calls(right, entry):
-      return right, left
+    sides = node.left, node.comparators[0]
+    for call, other in (sides, sides[::-1]):
+      if _calls(call, entry) and not _calls(other, entry):
+        part = lambda x: ast.get_source_segment(source, x)
+        # In parentheses: it may go over several lines.
+        return part(call), f'({part(other)})'
   raise ValueError(f'not an assertion about {entry}')
+
+
+def _same_call(source, asked, entry) -> bool:
+  """Whether two calls read the same, or have equal literal arguments."""
+  a, b = (_parsed(x.strip(), 'eval') for x in (source, asked))
+  if ast.dump(a) == ast.dump(b):
+    return True
+  a, b = (texts(list(literals.parse_call(x, entry))) for x in (source, asked))
+  return values.equal(a[1], b[1])
 
 
 def _calls(node, name) -> bool:

@@ -2,36 +2,44 @@
 
 import numpy as np
 
-from crjax.execution import Job
+from crjax.execution import Job, literals, values
 from crjax.rewards import answers, judge
 
+MODES = {'py': 0, 'typed': 1}  # places in the pair of canonical texts
 
-def score(tasks, texts, truncated, pool):
+
+def score(tasks, texts, truncated, pool, *, mode='py', published=False):
   """(rewards_B float32, infos): 1 for a right answer in the right form.
 
   Args:
-    tasks: dicts with kind, code, entry, args, output.
+    tasks: dicts with kind, code, entry, args; for kind output and input the
+      output as source; for coverage, path and state the right answers, one of
+      which is enough, as a list of texts in `gold` (`labels.gold`).
     texts: one completion a task.
     truncated: true where the completion hit its length limit: worth 0.
     pool: an `execution.Pool`; it learns the call to run, not its answer.
+    mode: the equality that decides about values: Python's, or 'typed', in
+      which 1, True and 1.0 differ. States are always typed.
+    published: the answers are a benchmark's own, not a model's: inputs that
+      are no literals are evaluated, with the program's names, in the sandbox.
 
   Returns:
     Rewards, NaN where our own machinery failed, and one dict a completion:
     answer, format_ok, verdict ('pass', 'wrong', 'bad_answer', 'infra' or that
-    of the execution), right, typed (right with types) and value (what it said
-    or what its input returned).
+    of the execution), right, typed (right with types), value (what it said or
+    what its input returned) and detail.
   """
   found = [answers.extract(text) for text in texts]
   jobs, waiting, infos = [], [], []
   for task, answer in zip(tasks, found, strict=True):
-    info, job = _parse(task, answer.text)
+    info, job = _read(task, answer.text, mode, published)
     if job is not None:
       waiting.append(len(infos))
       jobs.append(job)
     form = {'answer': answer.text, 'format_ok': answer.format_ok}
     infos.append(form | info)
-  for i, result in zip(waiting, pool.run(jobs), strict=True):
-    infos[i] |= _executed(tasks[i], result)
+  for i, job, result in zip(waiting, jobs, pool.run(jobs), strict=True):
+    infos[i] |= _executed(tasks[i], job, result, mode)
   rewards_B = np.array(
     [
       np.nan
@@ -44,39 +52,54 @@ def score(tasks, texts, truncated, pool):
   return rewards_B, infos
 
 
-def _parse(task, answer):
+def _read(task, answer, mode, published):
   """(info, the Job that decides it or None)."""
+  if 'output' in task:
+    judge.expected(task['output'])  # Raises here, where it is not an answer's.
   if answer is None:
     return _verdict('bad_answer', detail='no answer'), None
   try:
     if task['kind'] == 'input':
-      args = judge.input_arguments(answer, task['entry'])
-      return {}, Job(task['code'], task['entry'], args)
-    value = judge.output_literal(answer, task['entry'], task['args'])
-  except judge.UNREADABLE as error:  # One text must not cost the batch.
+      return {}, _job(task, answer, published)
+    if task['kind'] == 'output':
+      said = judge.output(task, answer)
+    else:
+      said = judge.STEPS[task['kind']](task, answer)
+  except literals.UNREADABLE as error:  # One text must not cost the batch.
     return _verdict('bad_answer', detail=str(error)), None
-  return _compared(task, value, answer), None
+  if task['kind'] == 'output':
+    return _compared(task, said, answer, mode), None
+  right = said in [judge.STEPS[task['kind']](task, x) for x in task['gold']]
+  verdict = 'pass' if right else 'wrong'
+  return _verdict(verdict, right=right, typed=right, value=answer), None
 
 
-def _executed(task, result):
+def _job(task, answer, published):
+  try:
+    return Job(task['code'], task['entry'], judge.arguments(task, answer))
+  except literals.UNREADABLE:
+    if not published:
+      raise
+    # Without an entry arguments are expressions: here the call, as it is.
+    return Job(task['code'], '', answer)
+
+
+def _executed(task, job, result, mode):
   if result.verdict != 'ok':
     return _verdict(result.verdict, detail=result.detail)
-  try:
-    value = judge.literal(result.value)
-  except ValueError as error:
-    return _verdict('wrong', value=result.value, detail=str(error))
-  return _compared(task, value, result.value)
+  # Without an entry the value is ([the call's value], {}).
+  wrapped = '' if job.entry else '([{}], {{}})'
+  said = result.py, result.strict
+  return _compared(task, said, result.value, mode, wrapped)
 
 
-def _compared(task, value, text):
-  expected = judge.literal(task['output'])
-  right = judge.strict_equal(value, expected)
-  return _verdict(
-    'pass' if right else 'wrong',
-    right=right,
-    typed=right and judge.typed_equal(value, expected),
-    value=text,
-  )
+def _compared(task, said, text, mode, wrapped=''):
+  source = wrapped.format(task['output']) if wrapped else task['output']
+  pairs = zip(said, judge.expected(source), strict=True)
+  equal = [values.equal(a, b) for a, b in pairs]
+  right = equal[MODES[mode]]
+  verdict = 'pass' if right else 'wrong'
+  return _verdict(verdict, right=right, typed=equal[1], value=text)
 
 
 def _verdict(verdict, *, right=False, typed=False, value='', detail=''):
