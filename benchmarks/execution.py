@@ -5,7 +5,8 @@
 A check runs a small program on given arguments and compares the value. Every
 way gets the same checks in the same run. `subprocess` is one fresh interpreter
 a check; `manager` is the scheme of human-eval and CRUXEval, a Manager and a
-Process a check (written anew for this comparison, without their guards). CPU
+Process a check, with their temporary directory and alarm (written anew for this
+comparison, without the guards that unset functions of `os`). CPU
 counts all processes; it says more than the clock on a busy machine.
 """
 
@@ -19,8 +20,10 @@ import pathlib
 import platform
 import random
 import resource
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 from crjax.execution import Case, Pool, check_all, literals, values
@@ -130,12 +133,22 @@ def by_manager(cases):
 
 
 def grade(case, result):
-  with contextlib.redirect_stdout(io.StringIO()):
+  """In a directory of its own, under an alarm, with its output swallowed."""
+  with (
+    tempfile.TemporaryDirectory() as directory,
+    contextlib.redirect_stdout(io.StringIO()),
+    contextlib.redirect_stderr(io.StringIO()),
+  ):
+    os.chdir(directory)
+    signal.setitimer(signal.ITIMER_REAL, 3.0)
     try:
       exec(f'{case.program}\nassert {case.call} == {case.expected}', {})
       result.append('passed')
     except Exception as error:
       result.append(f'failed: {error}')
+    finally:
+      signal.setitimer(signal.ITIMER_REAL, 0)
+      os.chdir('/')
 
 
 class Clock:
