@@ -42,7 +42,7 @@ FILE_BYTES = 2 << 30
 def write(directory, gb: float):
   """A checkpoint of about `gb` gigabytes whose numbers are all finite."""
   from crjax import hf
-  from crjax.hf import table, tensors
+  from crjax.hf import tensors
 
   layers = max(round((gb - EMBEDDING_GB) / LAYER_GB), 1)
   described = SHAPE | {'num_hidden_layers': layers}
@@ -50,9 +50,8 @@ def write(directory, gb: float):
   (directory / 'config.json').write_text(json.dumps(described))
   plan = tensors.plan(
     [
-      tensors.Planned(name, tensors.DTYPES['BF16'], table.their_shape(row, cfg))
-      for row in table.rows(cfg)
-      for name in table.names(table.TABLE[row][0], cfg.L)
+      tensors.Planned(name, tensors.DTYPES['BF16'], shape)
+      for name, shape in hf.their_shapes(cfg).items()
     ],
     limit=FILE_BYTES,
   )
