@@ -4,6 +4,7 @@ Tokens that were sampled are the tokens that are trained on: text is decoded
 for rewards and logs only, and never encoded again.
 """
 
+import collections
 import functools
 from typing import NamedTuple
 
@@ -266,6 +267,7 @@ def summarize(rewards_QR, rolled, rows):
   length_B = rolled.mask_BT.sum(1)
   mean = lambda values: float(np.nanmean(values)) if len(values) else 0.0
   kinds = {row['kind'] for row in rows}
+  verdicts = collections.Counter(row['verdict'] for row in rows)
   return {
     'reward': mean(rewards_QR[~np.isnan(rewards_QR)]),
     'infra': float(np.isnan(rewards_QR).mean()),
@@ -273,6 +275,7 @@ def summarize(rewards_QR, rolled, rows):
     'completion/length': float(length_B.mean()),
     'completion/truncated': float((~rolled.stopped_B).mean()),
     **solved(rewards_QR),
+    **{f'verdict/{k}': n / len(rows) for k, n in sorted(verdicts.items())},
     **{
       f'reward/{kind}': mean(
         [row['reward'] for row in rows if row['kind'] == kind]

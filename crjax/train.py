@@ -91,6 +91,7 @@ def train_grpo(c):
     checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
     execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
   ):
+    note_sandbox(c, pool.report)
     frozen = load_frozen(c, cfg, load, mesh)
     rollout = grpo.make_rollout(
       cfg,
@@ -290,6 +291,13 @@ def describe(c, cfg, found):
     else:
       hf.remember_new(cfg, workdir / 'source', c.tokenizer)
     checkpoint.write_json(path, now)
+
+
+def note_sandbox(c, report):
+  """Says, and keeps in the run, how programs are isolated on this machine."""
+  if jax.process_index() == 0:
+    checkpoint.write_json(pathlib.Path(c.workdir) / 'sandbox.json', report)
+  print(f'{c.task}: programs run at isolation level {report["level"]}')
 
 
 def saver(c, manager, steps: int):

@@ -154,6 +154,11 @@ def test_a_killed_grpo_run_resumes_bit_for_bit(smoke_data, policy, tmp_path):
   assert code == 0, output
   assert 'resumed at step' in output
   assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
+  for line in steps_logged(tmp_path / 'whole'):
+    shares = [x for k, x in line.items() if k.startswith('verdict/')]
+    assert sum(shares) == pytest.approx(1)
+  report = json.loads((tmp_path / 'whole/sandbox.json').read_text())
+  assert f'isolation level {report["level"]}' in output
   for run in ('whole', 'cut'):
     names = {p.name for p in (tmp_path / run / 'samples').iterdir()}
     assert 'step_000016.parquet' in names
