@@ -234,8 +234,8 @@ class Writer:
       if text != v.name:
         self.write(v.name)
         return [f'{v.name} = {text}']
-    kinds = {v.kind for v in self.scope} | {'int', 'str', 'ints'}
-    kind = rng.choice(sorted(kinds - {'bool', 'float', 'bytes'}))
+    kinds = {v.kind for v in self.scope} - {'bool', 'float', 'bytes'}
+    kind = rng.choice([*sorted(kinds), 'int', 'str', 'str', 'ints', 'strs'])
     text = self.expression(kind, max(depth, 1), needs_variable=True)
     return [f'{self.declare(kind)} = {text}']
 
