@@ -8,6 +8,9 @@ from crjax.execution import labels
 from data_pipeline import frames, narrate
 
 KINDS = ('output', 'input', 'mixed', 'coverage', 'path', 'state')
+# A question for a line that runs and one for a line that does not are told
+# apart, so that as many of both can be asked.
+ASKS = (*KINDS[:3], 'coverage YES', 'coverage NO', *KINDS[4:])
 # Of path questions, those that the call's end answers; of state questions,
 # those about a line that does not run. The limits are 35 % and 25 %.
 ENDS, NIL = 0.2, 0.15
@@ -15,20 +18,31 @@ MOST_STEPS = 6  # of a mixed question, half about paths and half about states
 BRANCHES = 4  # Weight of a branching line against any other.
 
 
-def ask(kind, program, case, events, *, longest) -> dict | str:
+def possible(program, case, events, *, longest) -> list[str]:
+  """Those of ASKS for which `ask` has a row."""
+  program = {'code': program.code, 'entry': program.entry}
+  return [
+    one
+    for one in ASKS
+    if isinstance(ask(one, program, case, events, longest=longest), dict)
+  ]
+
+
+def ask(asked, program, case, events, *, longest) -> dict | str:
   """A row {kind, verify, prompt, completion}, or why there is none.
 
   Args:
-    program: of `cases`; case: one of its cases, with 'wants' for coverage.
-    events: the trace of the case.
+    asked: one of ASKS.
+    program: {code, entry}; case: {args, output}; events: the trace of the case.
     longest: characters of a chain.
   """
+  kind, _, wanted = asked.partition(' ')
   seed = f'{kind} {program["code"]} {case["args"]}'
   rng = random.Random(seed)
   frame = frames.entry(events, program['code'])
   questions = []
   if kind not in ('output', 'input'):
-    questions = steps(kind, program, case, frame, events, rng)
+    questions = steps(kind, wanted, program['code'], frame, events, rng)
     if not questions:
       return f'no {kind} question'
   task = {
@@ -112,11 +126,10 @@ def times(n) -> str:
   return 'once' if n == 1 else f'{n} times'
 
 
-def steps(kind, program, case, frame, events, rng) -> list[dict]:
+def steps(kind, wanted, code, frame, events, rng) -> list[dict]:
   """Questions {kind, line, occ, var, gold} with one right answer each."""
-  code = program['code']
   if kind == 'coverage':
-    found = coverage(code, case, frame, events, rng)
+    found = coverage(code, wanted, events, rng)
   elif kind == 'path':
     found = paths(code, frame, rng, 1)
   elif kind == 'state':
@@ -136,15 +149,15 @@ def question(kind, line, occ=1, var=''):
   return {'kind': kind, 'line': line, 'occ': occ, 'var': var}
 
 
-def coverage(code, case, frame, events, rng):
-  """One line that runs or, where the case wants it, one that does not."""
+def coverage(code, wanted, events, rng):
+  """One line that runs or, where NO is the answer wanted, one that does not."""
   ran = {e.line for e in events if e.kind == 'line'}
   lines = ran_and_not(code, events)
-  wanted = [n for n in lines if (n in ran) == (case['wants'] == 'YES')]
+  found = [n for n in lines if (n in ran) == (wanted == 'YES')]
   nodes = frames.nodes(code)
   # Lines inside something: whether the others run is no question.
-  inner = [n for n in wanted if nodes[n].col_offset > first_column(nodes, n)]
-  pool = inner or wanted
+  inner = [n for n in found if nodes[n].col_offset > first_column(nodes, n)]
+  pool = inner or found
   return [question('coverage', rng.choice(pool))] if pool else []
 
 

@@ -1,8 +1,8 @@
 """From candidate programs to executed cases: inputs, execution, triviality.
 
 A program is {pid, code, entry, method, level, features, cases}; a case is
-{args, output, type, events, difficulty, backward_ok, mutated}. Everything is
-source text or a number.
+{args, output, type, events, difficulty, mutated, asks}; `asks` are the kinds
+of questions that it can answer. Everything is source text or a number.
 """
 
 import collections
@@ -10,7 +10,7 @@ import random
 from typing import NamedTuple
 
 from crjax.execution import Job, Pool, literals
-from data_pipeline import filters, identity, literal, synth
+from data_pipeline import asking, filters, identity, literal, synth
 
 HASH_SEEDS = (0, 1, 12345)  # of str; set order differs between them.
 TRIES = 4  # of a mutation that must be new
@@ -41,8 +41,8 @@ def collect(candidates, some_pools, settings, benchmarks) -> Found:
   Args:
     candidates: `synth.Program`s.
     some_pools: of `pools`.
-    settings: mutants, most_cases, most_events, easiest, and what
-      `filters.value` takes.
+    settings: mutants, most_cases, most_events, easiest, longest_args,
+      longest_chain (characters), and what `filters.value` takes.
     benchmarks: `decontaminate.Hashes`.
   """
   found = Found([], collections.Counter(), collections.Counter(), {})
@@ -151,16 +151,20 @@ def judged(program, given, results, settings, benchmarks, found) -> list[dict]:
     if reason:
       continue
     seen.add((output, lines))
-    cases.append(
-      {
-        'args': source,
-        'output': output,
-        'type': type(literals.parse(output)).__name__,
-        'events': events,
-        'difficulty': hard,
-        'mutated': args is not given[0],
-      }
+    if len(cases) == settings['most_cases']:
+      continue
+    case = {
+      'args': source,
+      'output': output,
+      'type': type(literals.parse(output)).__name__,
+      'events': events,
+      'difficulty': hard,
+      'mutated': args is not given[0],
+    }
+    case['asks'] = asking.possible(
+      program, case, result.trace, longest=settings['longest_chain']
     )
+    cases.append(case)
   found.inputs.update(fates)
   if fates and fates[0] != 'kept' and fates[0].startswith('execution'):
     raise Dropped(fates[0])  # Its own arguments are of the right types.
@@ -168,7 +172,7 @@ def judged(program, given, results, settings, benchmarks, found) -> list[dict]:
     raise Dropped('trivial: constant')
   if not cases:
     raise Dropped(collections.Counter(fates).most_common(1)[0][0])
-  return cases[: settings['most_cases']]
+  return cases
 
 
 def fault(result, others, settings) -> str:
@@ -189,7 +193,7 @@ def fault(result, others, settings) -> str:
 
 
 def backward(ready, pool):
-  """Adds to each case whether its input is more than a lucky guess."""
+  """Takes the question for its input from cases that a lucky guess solves."""
   jobs = []
   for program, cases in ready:
     outputs = [case['output'] for case in cases]
@@ -202,7 +206,8 @@ def backward(ready, pool):
     # A search that hangs or runs out of memory has found too little to say.
     solved = literals.parse(result.value) if result.verdict == 'ok' else None
     for i, case in enumerate(cases):
-      case['backward_ok'] = solved is not None and i not in solved
+      if solved is None or i in solved:
+        case['asks'] = [x for x in case['asks'] if x != 'input']
     yield program, cases
 
 

@@ -39,6 +39,7 @@ class Hashes:
   """What is known of the benchmarks."""
 
   def __init__(self, found: dict):
+    self.programs = found.get('programs', {})
     self.trees = frozenset(found['trees'])
     self.pairs = frozenset(found['pairs'])
     self.functions = [
