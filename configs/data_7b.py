@@ -38,7 +38,7 @@ def get_config():
       'mutants': 5,  # inputs beside a program's own
       'most_cases': 4,  # of a program
       'most_events': 600,  # of a trace
-      'easiest': 4,  # executed lines x (1 + control depth)
+      'easiest': 3,  # executed lines x (1 + control depth)
       'longest_chain': 4_000,  # characters, about 1,500 tokens
       'longest_args': 200,
       'longest_output': 150,

@@ -3,7 +3,7 @@
 import collections
 import random
 
-from data_pipeline import decontaminate, diversity, select
+from data_pipeline import decontaminate, diversity, inventory, select
 
 SHOWN = 20  # random rows of each kind
 EXAMPLES = 2  # programs of each reason
@@ -140,6 +140,8 @@ def text(rows, settings, summary, some) -> str:
     *(counts(f'kinds of {k}', v) for k, v in summary['kinds'].items()),
     *(counts(f'answers to {k}', v) for k, v in summary['golds'].items()),
     *(counts(name, summary[name]) for name in ('levels', 'types', 'owners')),
+    f'Programs are built around {summary["methods"]} of '
+    f'{len(inventory.ENTRIES)} uses of builtins.\n',
     sizes(summary['lengths']),
     '## Diversity\n',
     diversity.table(rows, settings),

@@ -11,7 +11,7 @@ SHAPES = {  # What several values become -> weight; CRUXEval likes text.
   'ints': 1,
   'strs': 1,
   'dict': 1,
-  'bool': 1,
+  'bool': 2,
 }
 MORE_TEXT = 3  # Weight of a result of type str against any other.
 

@@ -21,7 +21,7 @@ SETTINGS = {
   'mutants': 5,
   'most_cases': 4,
   'most_events': 600,
-  'easiest': 4,
+  'easiest': 3,
   'longest_args': 200,
   'longest_chain': 4000,
   'longest_output': 150,
