@@ -37,6 +37,8 @@ from data_pipeline import (
 from data_pipeline.built import is_built
 
 STAGES = ('all', 'cases', 'rows')
+# What decides the cases; the rest of a config can change and they stay.
+DECIDES = ('seed', 'candidates', 'chunk', 'filters', 'cpu_seconds')
 ROWS = 200  # of a part of the last stage
 TELL_SECONDS = 10.0
 
@@ -54,13 +56,14 @@ def build(c, stage='all', shard=(0, 1)):
     print(f'data: {out} already holds this config')
     return None
   work = out.with_name(f'{out.name}.work')
-  identity = [store.code_hash(), platform.python_version(), settings]
+  versions = [store.code_hash(), platform.python_version()]
   count = -(-c.candidates // c.chunk)
-  found = work / f'cases-{store.key(identity)}'
+  decides = {k: settings[k] for k in DECIDES}
+  found = work / f'cases-{store.key(versions, decides)}'
   run('cases', settings, found, None, count, c.workers, shard)
   if stage == 'cases' or store.missing(found, count):
     return left('cases', found, count)
-  rows = selected(work, found, count, settings)
+  rows = selected(work, found, count, settings, versions)
   made = work / f'rows-{rows.name.partition("-")[2]}'
   parts = len(list(rows.glob('[0-9]*.jsonl')))
   run('rows', settings, made, rows, parts, c.workers, shard)
@@ -184,9 +187,10 @@ def make_cases(settings, target, _, numbers):
     pool.close()
 
 
-def selected(work, found, count, settings) -> pathlib.Path:
+def selected(work, found, count, settings, versions) -> pathlib.Path:
   """The directory of the rows that are wanted; made where it is missing."""
-  target = work / f'selected-{store.digest(found, count)}'
+  name = store.key(versions, settings, store.digest(found, count))
+  target = work / f'selected-{name}'
   if (target / 'summary.json').exists():
     return target
   print('data: looking for duplicates', flush=True)

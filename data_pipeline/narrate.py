@@ -21,6 +21,7 @@ STYLES = (
     'line': 'Line {n}, `{code}`: {told}.',
     'round': 'Round {k}:',
     'hidden': 'After rounds {a} to {b}{over}: {told}.',
+    'single': 'After round {a}{over}: {told}.',
     'call': 'Line {n} calls {call}:',
     'short': 'Line {n} calls {call}, which returns {value}.',
     'back': 'It returns {value}.',
@@ -29,6 +30,7 @@ STYLES = (
     'line': '[L{n}] {told}.',
     'round': '* round {k}',
     'hidden': '* rounds {a}-{b}{over} leave {told}.',
+    'single': '* round {a}{over} leaves {told}.',
     'call': '[L{n}] Into {call}:',
     'short': '[L{n}] {call} -> {value}.',
     'back': 'Back with {value}.',
@@ -37,6 +39,7 @@ STYLES = (
     'line': '{n}. {code} -> {told}',
     'round': '({k})',
     'hidden': '({a} to {b}{over}) -> {told}',
+    'single': '({a}{over}) -> {told}',
     'call': '{n}. call {call}',
     'short': '{n}. {call} returns {value}',
     'back': 'returns {value}',
@@ -45,6 +48,7 @@ STYLES = (
     'line': 'After line {n}: {told}.',
     'round': 'The loop, time {k}.',
     'hidden': 'The loop, times {a} to {b}{over}; now {told}.',
+    'single': 'The loop, time {a}{over}; now {told}.',
     'call': 'Line {n} needs {call}.',
     'short': 'Line {n} needs {call}, that is {value}.',
     'back': 'So it gives {value}.',
@@ -132,12 +136,8 @@ class Teller:
         over = f' with {name} = {", ".join(values)}'
         made.pop(name, None)
     told = claims(made) or 'nothing else new'
-    a, b = first + 1, last + 1
-    if a == b:
-      text = self.style['hidden'].replace('{a} to {b}', '{a}')
-      text = text.replace('{a}-{b}', '{a}')
-      return [text.format(a=a, over=over, told=told)]
-    return [self.style['hidden'].format(a=a, b=b, over=over, told=told)]
+    template = self.style['single' if first == last else 'hidden']
+    return [template.format(a=first + 1, b=last + 1, over=over, told=told)]
 
   def step(self, frame, node, visit):
     """Lines about one visit: what it calls, then what it makes."""

@@ -79,16 +79,21 @@ def rows(built):
 
 
 def test_kills_and_shards_change_no_byte(built, tmp_path):
-  """Killed three times in three stages, the stages by two shards."""
+  """Killed in three stages, once as a build of another mix of kinds.
+
+  The cases of both builds are the same and stay; what was selected does not.
+  """
   out = tmp_path / 'other'
   shard = lambda i, stage: (f'--stage={stage}', f'--shard={i}/2')
   assert killed(out, 'cases-*/*.jsonl', 1, *shard(0, 'cases'))
   run(out, *shard(1, 'cases'))
   (cases,) = out.with_name('other.work').glob('cases-*')
   before = {p.name: p.stat().st_mtime_ns for p in cases.glob('*.jsonl')}
-  assert killed(out, 'selected-*/000000.jsonl', 1)
+  mix = '--config.mix.rl_train.output=0.9'
+  assert killed(out, 'selected-*/summary.json', 1, mix)
   after = {p.name: p.stat().st_mtime_ns for p in cases.glob('*.jsonl')}
   assert len(after) == 7 and after | before == after  # None was made anew.
+  assert killed(out, 'selected-*/summary.json', 2)
   killed(out, 'rows-*/*.jsonl', 1)
   run(out)
   for name in ENTRIES:

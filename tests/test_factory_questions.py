@@ -182,7 +182,7 @@ def test_summaries_of_rounds_are_the_state_after_them(traced):
       for name, texts in lines.items():
         truth[name] |= texts
     for line in text.split('\n'):
-      if line.startswith('After rounds'):
+      if line.startswith('After round'):
         for name, value in claims_of(line.partition(': ')[2]):
           assert value in truth[name]
           seen += 1
@@ -264,7 +264,7 @@ def test_loops_are_summarised_after_the_first_rounds(pool):
     '* round 1',
     '[L8] true with total = 9.',
     '[L9] total = 5.',
-    '* rounds 2 leave total = 1.',
+    '* round 2 leaves total = 1.',
     '[L8] false with total = 1.',
     '[L10] return [6, 7, 8, 9].',
   ]
