@@ -28,13 +28,14 @@ def possible(program, case, events, *, longest) -> list[str]:
   ]
 
 
-def ask(asked, program, case, events, *, longest) -> dict | str:
+def ask(asked, program, case, events, *, longest, parts=()) -> dict | str:
   """A row {kind, verify, prompt, completion}, or why there is none.
 
   Args:
     asked: one of ASKS.
     program: {code, entry}; case: {args, output}; events: the trace of the case.
     longest: characters of a chain.
+    parts: of `unfold.parts`, told where they fit.
   """
   kind, _, wanted = asked.partition(' ')
   seed = f'{kind} {program["code"]} {case["args"]}'
@@ -51,7 +52,7 @@ def ask(asked, program, case, events, *, longest) -> dict | str:
     'args': case['args'],
     'output': case['output'],
   }
-  chain = reason(kind, task, frame, questions, seed, longest)
+  chain = reason(kind, task, frame, questions, seed, longest, parts)
   if chain is None:
     return 'chain too long'
   return {
@@ -78,19 +79,26 @@ def answer(kind, task, questions) -> str:
   return '\n'.join([task['output'], *lines])
 
 
-def reason(kind, task, frame, questions, seed, longest) -> str | None:
+def reason(kind, task, frame, questions, seed, longest, parts) -> str | None:
   """The chain of an answer; None where it does not fit."""
   call = f'{task["entry"]}({task["args"]})'
   if kind == 'input':
     return narrate.backward(
-      task['code'], frame, call, task['output'], seed, longest
+      task['code'], frame, call, task['output'], seed, longest, parts=parts
     )
   asked = [(q['line'], q['occ']) for q in questions if q['kind'] != 'coverage']
   visited = {(v.line, v.occ) for v in frame.visits}
   focus = [place for place in asked if place in visited]
   until = focus[0] if focus and kind != 'mixed' else None
   text = narrate.forward(
-    task['code'], frame, call, seed, longest, focus=focus, until=until
+    task['code'],
+    frame,
+    call,
+    seed,
+    longest,
+    parts=parts,
+    focus=focus,
+    until=until,
   )
   if text is None:
     return None

@@ -33,6 +33,7 @@ from data_pipeline import (
   select,
   store,
   synth,
+  unfold,
 )
 from data_pipeline.built import is_built
 
@@ -219,18 +220,16 @@ def make_rows(settings, target, source, numbers):
 
 
 def make_part(wanted, pool, longest) -> list[dict]:
-  jobs = [
-    Job(w['program']['code'], w['program']['entry'], w['case']['args'], True)
-    for w in wanted
-  ]
+  """Rows of what was selected; RuntimeError if an answer of ours is wrong."""
   rows = []
-  for want, result in zip(wanted, pool.run(jobs), strict=True):
+  for want, events, parts in zip(wanted, *traced(wanted, pool), strict=True):
     made = asking.ask(
       want['asked'],
       want['program'],
       want['case'],
-      result.trace,
+      events,
       longest=longest,
+      parts=parts,
     )
     rows.append(dataset.row(want, made))
   tasks = [{'kind': row['kind']} | row['verify'] for row in rows]
@@ -240,6 +239,27 @@ def make_part(wanted, pool, longest) -> list[dict]:
     if reward != 1:
       raise RuntimeError(f'our own answer is not right: {row["id"]}, {info}')
   return rows
+
+
+def traced(wanted, pool):
+  """(events, values of the parts of expressions) of each selected case."""
+  jobs = [
+    Job(w['program']['code'], w['program']['entry'], w['case']['args'], True)
+    for w in wanted
+  ]
+  events = [result.trace for result in pool.run(jobs)]
+  unfolded = [unfold.unfold(job.code) for job in jobs]
+  again = pool.run(
+    [
+      job._replace(code=new[0]) if new else job
+      for job, new in zip(jobs, unfolded, strict=True)
+    ]
+  )
+  parts = [
+    unfold.parts(job.code, one, new, two.trace) if new and two.trace else {}
+    for job, one, new, two in zip(jobs, events, unfolded, again, strict=True)
+  ]
+  return events, parts
 
 
 def dropped_examples(found, count):

@@ -12,9 +12,13 @@ from data_pipeline import frames
 
 LOOPS = ast.For | ast.While
 JUMPS = {ast.Break: 'break', ast.Continue: 'continue', ast.Pass: 'pass'}
-# Rounds of a loop that are told, and calls of a function that are; the first
-# pair whose chain fits the budget is taken.
-DETAILS = ((3, 2), (2, 1), (1, 1), (1, 0), (0, 0))
+# Rounds of a loop that are told, calls of a function that are, and whether the
+# parts of expressions are; the first row whose chain fits is taken.
+DETAILS = (
+  *((3, 2, True), (2, 1, True), (1, 1, True), (1, 0, True)),
+  *((2, 1, False), (1, 0, False), (0, 0, False)),
+)
+LONGEST_PART = 160  # characters
 SHOWN = 60  # characters of a source line
 STYLES = (
   {
@@ -71,10 +75,10 @@ CHECKS = ('Check {call}.', 'Try it: {call}.', 'Forwards, {call}:')
 class Teller:
   """How one chain is told: wording, details, and visits that must be shown."""
 
-  def __init__(self, code, style, rounds, calls, focus=()):
+  def __init__(self, code, style, rounds, calls, parts=(), focus=()):
     self.lines, self.nodes = code.split('\n'), frames.nodes(code)
     self.style, self.rounds, self.calls = style, rounds, calls
-    self.focus, self.seen = set(focus), {}
+    self.parts, self.focus, self.seen = dict(parts), set(focus), {}
 
   def frame(self, frame) -> list[str]:
     return self.block(frame, frame.visits)
@@ -144,6 +148,9 @@ class Teller:
     told = []
     for call in visit.calls:
       told += self.called(visit, call)
+    for source, value in self.parts.get((visit.line, visit.occ), ()):
+      if len(source) + len(value) <= LONGEST_PART:
+        told.append(f'  {source} = {value}')
     text = self.made(frame, node, visit)
     if text:
       source = self.lines[visit.line - 1].strip().rstrip(':')
@@ -222,13 +229,16 @@ def is_whole(state) -> bool:
   return all(text is not None for _, text in state.values())
 
 
-def forward(code, frame, call, seed, longest, *, focus=(), until=None):
+def forward(
+  code, frame, call, seed, longest, *, parts=(), focus=(), until=None
+):
   """The run as text, or None where it does not fit.
 
   Args:
     frame: of `frames.entry`.
     call: the call's source.
     longest: characters.
+    parts: of `unfold.parts`.
     focus: (line, occ) of visits of the entry that must be told.
     until: the (line, occ) after which nothing need be told.
   """
@@ -237,8 +247,9 @@ def forward(code, frame, call, seed, longest, *, focus=(), until=None):
   if until is not None:
     places = [(v.line, v.occ) for v in frame.visits]
     frame = frame._replace(visits=frame.visits[: places.index(until) + 1])
-  for rounds, calls in DETAILS:
-    teller = Teller(code, style, rounds, calls, focus)
+  for rounds, calls, inner in DETAILS:
+    shown = parts if inner else ()
+    teller = Teller(code, style, rounds, calls, shown, focus)
     told = [opening.format(call=call), *teller.frame(frame)]
     text = '\n'.join(told)
     if len(text) <= longest:
@@ -246,18 +257,19 @@ def forward(code, frame, call, seed, longest, *, focus=(), until=None):
   return None
 
 
-def backward(code, frame, call, output, seed, longest):
+def backward(code, frame, call, output, seed, longest, *, parts=()):
   """From the result back to the arguments, then a check; None if too long."""
   rng = random.Random(seed)
   style, goal, check = (rng.choice(x) for x in (STYLES, GOALS, CHECKS))
   entry = call.partition('(')[0]
-  for rounds, calls in DETAILS[1:]:
+  for rounds, calls, inner in DETAILS[1:]:
+    shown = parts if inner else ()
     told = [goal.format(entry=entry, output=output)]
     told += undone(code, frame)
     if None not in frame.args.values():
       told.append(f'So the arguments are {claims(frame.args)}.')
     told.append(check.format(call=call))
-    told += Teller(code, style, rounds, calls).frame(frame)
+    told += Teller(code, style, rounds, calls, shown).frame(frame)
     told.append(f'This is {output}, as it has to be.')
     text = '\n'.join(told)
     if len(text) <= longest:

@@ -8,7 +8,16 @@ import pytest
 
 from crjax import rewards
 from crjax.execution import Job, Pool, labels, literals
-from data_pipeline import asking, cases, decontaminate, frames, narrate, synth
+from data_pipeline import (
+  asking,
+  cases,
+  decontaminate,
+  factory,
+  frames,
+  narrate,
+  synth,
+  unfold,
+)
 from tests.test_factory_filters import SETTINGS
 
 COUNT, LONGEST = 140, 4000
@@ -291,3 +300,58 @@ def test_a_budget_is_kept_or_there_is_no_chain(pool):
   assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 0
   back = narrate.backward(CODE, frame, call, '[6, 7, 8, 9]', 1, 4000)
   assert 'xs = [5, 6, 7, 8]; k = 3' in back
+
+
+def test_parts_of_expressions_have_the_values_that_python_gives(traced, pool):
+  """Each part, evaluated here in the recorded state before its line."""
+  wanted = [{'program': p, 'case': c} for p, c, _ in traced]
+  events, parts = factory.traced(wanted, pool)
+  seen = 0
+  for (program, _, _), trace, found in zip(traced, events, parts, strict=True):
+    scope = {}
+    exec(program['code'], scope)
+    before = {
+      (v.line, v.occ): v.before
+      for v in frames.entry(trace, program['code']).visits
+    }
+    for place, some in found.items():
+      state = before.get(place)
+      if not state or any('pop(' in source for source, _ in some):
+        continue
+      for source, text in some:
+        names = {
+          n.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name)
+        }
+        if any(state.get(n, ['', ''])[1] is None for n in names):
+          continue
+        known = {
+          k: literals.parse(t)
+          for k, (_, t) in state.items()
+          if t and k in names
+        }
+        assert eval(source, scope | known) == literals.parse(text)
+        seen += 1
+  assert seen > 500
+  nested = [unfold.unfold(p['code']) is not None for p, _, _ in traced]
+  assert sum(map(bool, parts)) == sum(nested) > 0.9 * len(nested)
+
+
+def test_parts_keep_the_order_and_what_is_lazy():
+  code = (
+    'def f(a, b):\n    c = g(a.pop(), h(b)[0]) + len(a)\n'
+    '    d = a[0] if a[1] else k(l(b))\n    return x(c)(d) or y(z(c))'
+  )
+  text, lines, sources = unfold.unfold(code)
+  assert text.split('\n')[1:] == [
+    '    part_0 = a.pop()',
+    '    part_1 = h(b)',
+    '    part_2 = part_1[0]',
+    '    part_3 = g(part_0, part_2)',
+    '    part_4 = len(a)',
+    '    c = part_3 + part_4',
+    '    d = a[0] if a[1] else k(l(b))',
+    '    return x(c)(d) or y(z(c))',
+  ]
+  assert lines == {1: 1, 7: 2, 8: 3, 9: 4}
+  assert sources[5] == ('part_3', 'g(a.pop(), h(b)[0])')
+  assert unfold.unfold('def f(x):\n    return 0 < x.a() < x.b()') is None
