@@ -5,7 +5,7 @@ import random
 
 from crjax import tokenizer
 from crjax.execution import labels
-from data_pipeline import frames, narrate
+from data_pipeline import backward, frames, narrate
 
 KINDS = ('output', 'input', 'mixed', 'coverage', 'path', 'state')
 # A question for a line that runs and one for a line that does not are told
@@ -83,7 +83,7 @@ def reason(kind, task, frame, questions, seed, longest, parts) -> str | None:
   """The chain of an answer; None where it does not fit."""
   call = f'{task["entry"]}({task["args"]})'
   if kind == 'input':
-    return narrate.backward(
+    return backward.backward(
       task['code'], frame, call, task['output'], seed, longest, parts=parts
     )
   asked = [(q['line'], q['occ']) for q in questions if q['kind'] != 'coverage']

@@ -2,7 +2,7 @@
 
 from crjax.execution import literals
 from data_pipeline import literal
-from data_pipeline.writer import EMPTY
+from data_pipeline.writer import EMPTY, Variable
 
 INDENT = '    '
 ELEMENTS = {  # Type of a sequence -> type of what a loop over it gives.
@@ -50,7 +50,8 @@ class Control:
     else:
       kind = rng.choices(('for', 'while', 'branch'), (4, 1, 4))[0]
     before = list(self.writer.scope), set(self.writer.locked)
-    lines = getattr(self, f'_{kind}')(depth, in_loop)
+    write = {'for': self.for_, 'while': self.while_, 'branch': self.branch}
+    lines = write[kind](depth, in_loop)
     self.writer.scope, self.writer.locked = before
     names = {v.name for v in self.writer.scope}
     self.writer.unused = [n for n in self.writer.unused if n in names]
@@ -81,7 +82,7 @@ class Control:
   def test(self):
     return self.writer.expression('bool', 1, needs_variable=True)
 
-  def _branch(self, depth, in_loop):
+  def branch(self, depth, in_loop):
     rng, writer = self.rng, self.writer
     before = list(writer.scope)
     lines = [f'if {self.test()}:', *indented(self.body(depth, in_loop))]
@@ -96,14 +97,14 @@ class Control:
       lines += ['else:', INDENT + rng.choice(('continue', 'break'))]
     return lines
 
-  def _for(self, depth, in_loop):
+  def for_(self, depth, in_loop):
     writer = self.writer
     head, over, made = self.head()
     if over:
       writer.locked.add(over)
     for name, kind in made:
       writer.taken.add(name)
-      writer.scope.append(type(writer.scope[0])(name, kind))
+      writer.scope.append(Variable(name, kind))
       writer.unused.append(name)
       writer.locked.add(name)
     return [head, *indented(self.body(depth, 'for'))]
@@ -166,7 +167,7 @@ class Control:
       return f'{writer.use("int")} % {rng.randint(3, 6)}'
     return str(rng.randint(2, 5))
 
-  def _while(self, depth, in_loop):
+  def while_(self, depth, in_loop):
     """A loop whose counter or queue nothing else may change."""
     rng, writer = self.rng, self.writer
     lists = [
@@ -181,7 +182,7 @@ class Control:
       (x,) = self.fresh(ELEMENTS[writer.kind_of(name)])
       kind = ELEMENTS[writer.kind_of(name)]
       writer.taken.add(x)
-      writer.scope.append(type(writer.scope[0])(x, kind))
+      writer.scope.append(Variable(x, kind))
       writer.locked |= {name, x}
       last = rng.choice(('pop()', 'pop(0)'))
       more = rng.choice(('', f' > {rng.randint(1, 2)}'))

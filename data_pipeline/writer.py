@@ -137,12 +137,12 @@ class Writer:
     return literals.render(literal.value(rng, kind))
 
   def within_reach(self, entry, depth):
-    kinds = list(entry.holes.values())
-    return not kinds or any(
-      self.variables(kinds[0])
-      or (depth > 1 and any(self.variables(receiver(e)) for e in makers))
-      for makers in [inventory.MAKES.get(kinds[0], ())]
-    )
+    """Whether there is a variable for its first hole, or for what makes it."""
+    kind = receiver(entry)
+    if kind is None or self.variables(kind):
+      return True
+    makers = inventory.MAKES.get(kind, ())
+    return depth > 1 and any(self.variables(receiver(e)) for e in makers)
 
   def converted(self, kind):
     """A value of a type that depends on some variable, whatever its type."""

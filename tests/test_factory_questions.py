@@ -10,6 +10,7 @@ from crjax import rewards
 from crjax.execution import Job, Pool, labels, literals
 from data_pipeline import (
   asking,
+  backward,
   cases,
   decontaminate,
   factory,
@@ -298,7 +299,7 @@ def test_a_budget_is_kept_or_there_is_no_chain(pool):
     assert text is None or len(text) <= longest
     sizes.append(len(text or ''))
   assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 0
-  back = narrate.backward(CODE, frame, call, '[6, 7, 8, 9]', 1, 4000)
+  back = backward.backward(CODE, frame, call, '[6, 7, 8, 9]', 1, 4000)
   assert 'xs = [5, 6, 7, 8]; k = 3' in back
 
 
