@@ -39,7 +39,7 @@ def get_config():
       'most_cases': 4,  # of a program
       'most_events': 600,  # of a trace
       'easiest': 3,  # executed lines x (1 + control depth)
-      'longest_chain': 4_000,  # characters, about 1,500 tokens
+      'longest_chain': 4_000,  # characters, up to 2,600 tokens
       'longest_args': 200,
       'longest_output': 150,
       'largest_int': 10**12,
