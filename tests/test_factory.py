@@ -12,7 +12,7 @@ import time
 import datasets
 import pytest
 
-from crjax import data, rewards
+from crjax import data, rewards, tokenizer
 from crjax.execution import Pool
 from data_pipeline import identity, select
 from tests.conftest import ROOT
@@ -177,6 +177,24 @@ def test_every_chain_ends_in_a_right_answer(rows):
   with Pool(1) as pool:
     rewards_B, _ = rewards.score(tasks, texts, [False] * len(some), pool)
   assert (rewards_B == 1).all()
+
+
+def test_training_reads_it(built, rows, smoke_data):
+  """Batches of both stages; a task of each kind reaches its judge whole."""
+  tok = tokenizer.load(smoke_data / 'tokenizer')
+  knobs = {'seed': 0, 'pad_id': tok.pad_token_id}
+  examples = data.examples(
+    built / 'sft_train.parquet', tok, batch=4, length=4000, **knobs
+  )
+  assert next(examples).mask_BT.any(1).all()
+  prompts = data.prompts(
+    built / 'rl_train.parquet', tok, questions=4, length=3000, **knobs
+  )
+  known = {row['id']: row for row in rows['rl_train']}
+  for task in next(prompts).tasks:
+    assert task == data.task(known[task['id']])
+    assert bool(task['questions']) == (task['kind'] == 'mixed')
+    assert bool(task['gold']) == (task['kind'] in tokenizer.STEPS)
 
 
 def test_datasets_loads_it(built, tmp_path):
