@@ -27,8 +27,7 @@ def get_config():
     'model': 'python -m crjax.train --config=configs/sft_7b.py && '
     'python -m crjax.export --workdir=runs/sft_7b --out=runs/sft_7b/export',
     'tokenizer': '',
-    'data': 'python -m data_pipeline.build --config=configs/data_smoke.py '
-    '--config.out=runs/data_7b',
+    'data': 'python -m data_pipeline.build --config=configs/data_7b.py',
   }
 
   c.steps = 200

@@ -25,8 +25,7 @@ def get_config():
   c.how = {
     'model': 'hf download Qwen/Qwen2.5-7B-Instruct   (15 GB)',
     'tokenizer': '',
-    'data': 'python -m data_pipeline.build --config=configs/data_smoke.py '
-    '--config.out=runs/data_7b',
+    'data': 'python -m data_pipeline.build --config=configs/data_7b.py',
   }
 
   c.epochs = 2

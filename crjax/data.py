@@ -27,7 +27,7 @@ class Prompts(NamedTuple):
   tokens_QP: np.ndarray  # int32
   mask_QP: np.ndarray  # true on tokens
   ids_Q: np.ndarray  # int32, the row in the file; names the question's noise
-  tasks: list  # {'id', 'kind', 'code', 'entry', 'args', 'output'}
+  tasks: list  # of `task`
 
 
 class Batches:
@@ -103,7 +103,12 @@ def prompts(
 
 
 def task(row) -> dict:
-  """What a judge needs to know of a question's row."""
+  """What a judge needs to know of a question's row.
+
+  {'id', 'kind', 'code', 'entry', 'args', 'output'}; where the factory built the
+  file also the right answers about a step, `gold`, and the `questions` of kind
+  'mixed', as `rewards.score` takes them.
+  """
   return {'id': row['id'], 'kind': row['kind']} | row['verify']
 
 

@@ -45,16 +45,46 @@ QUESTION = {
   'output': '{code}\nassert {entry}({args}) == ??',
   'input': '{code}\nassert {entry}(??) == {output}',
 }
+# Questions about the steps of a run. Their lines are numbered in the text.
+SYSTEM_STEPS = (
+  'Answer the question about the run of the program. Reason inside <reasoning> '
+  'tags, then write the answer alone inside <answer> tags.'
+)
+SYSTEM_MIXED = (
+  'Complete the assertion and answer the questions about the run. Reason '
+  'inside <reasoning> tags. Then write inside <answer> tags, one a line: what '
+  '?? stands for, then Q1: and its answer, Q2: and its answer, and so on.'
+)
+STEPS = {
+  'coverage': 'Does line {line} run? Answer YES or NO.',
+  'path': (
+    'Which line runs right after line {line} runs for the {nth} time, in the '
+    'same call? Answer its number, or -1 if the call ends there or line '
+    '{line} does not run.'
+  ),
+  'state': (
+    'What is {var} right after line {line} has run for the {nth} time? Answer '
+    '`value; type`, or Nil if line {line} does not run.'
+  ),
+}
 
 
-def messages(kind: str, code: str, entry: str, args: str, output: str):
+def messages(
+  kind: str, code: str, entry: str, args: str, output: str, questions=()
+):
   """The question as chat messages; `kind` is 'output' or 'input'.
 
   One short template for models of all sizes. The side that is asked for never
-  appears in the text.
+  appears in the text. The other kinds, 'coverage', 'path', 'state' and 'mixed',
+  ask the `questions` {kind, line, occ, var}; 'mixed' asks for the output too.
   """
+  if kind in STEPS or kind == 'mixed':
+    if not questions:
+      raise ValueError(f'kind {kind!r} asks `questions`; there are none')
+    return _about_steps(kind, code, entry, args, questions)
   if kind not in QUESTION:
-    raise ValueError(f'kind {kind!r} is not one of {sorted(QUESTION)}')
+    known = sorted({*QUESTION, *STEPS, 'mixed'})
+    raise ValueError(f'kind {kind!r} is not one of {known}')
   text = QUESTION[kind].format(
     code=code.strip(), entry=entry, args=args, output=output
   )
@@ -62,6 +92,39 @@ def messages(kind: str, code: str, entry: str, args: str, output: str):
     {'role': 'system', 'content': SYSTEM},
     {'role': 'user', 'content': text},
   ]
+
+
+def _about_steps(kind, code, entry, args, questions):
+  lines = code.split('\n')
+  wide = len(str(len(lines)))
+  text = [f'{i:>{wide}} {line}'.rstrip() for i, line in enumerate(lines, 1)]
+  call, asked = f'{entry}({args})', [step_question(q) for q in questions]
+  if kind == 'mixed':
+    text.append(f'assert {call} == ??')
+    text += [f'Q{i}: {question}' for i, question in enumerate(asked, 1)]
+  else:
+    text += [f'The call is {call}.', *asked]
+  return [
+    {
+      'role': 'system',
+      'content': SYSTEM_MIXED if kind == 'mixed' else SYSTEM_STEPS,
+    },
+    {'role': 'user', 'content': '\n'.join(text)},
+  ]
+
+
+def step_question(question) -> str:
+  """The text of a question about a step: {kind, line, occ, var}."""
+  n = question['occ']
+  last = (
+    'th'
+    if n % 100 in (11, 12, 13)
+    else {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th')
+  )
+  template = STEPS[question['kind']]
+  return template.format(
+    line=question['line'], var=question['var'], nth=f'{n}{last}'
+  )
 
 
 def load(path):

@@ -4,6 +4,7 @@
 
 Writes <out>/{sft_train,rl_train,heldout}.parquet, manifest.json and tokenizer/.
 The directory appears whole or not at all; the same config gives the same rows.
+A config with `candidates` (configs/data_7b.py) is built by `factory` instead.
 """
 
 import ast
@@ -14,14 +15,14 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import time
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from crjax import execution, tokenizer
-from data_pipeline import chains, grammar
+from data_pipeline import chains, factory, grammar
+from data_pipeline.built import digests, is_built
 
 SPLITS = ('heldout', 'rl_train', 'sft_train')
 BATCH = 512  # Programs executed at a time.
@@ -57,29 +58,6 @@ def build(c):
   shutil.rmtree(out, ignore_errors=True)
   os.replace(temporary, out)
   report(out, manifest)
-
-
-def is_built(out, settings) -> bool:
-  """Whether `out` holds these settings; exits where it holds anything else."""
-  manifest = out / 'manifest.json'
-  if manifest.exists():
-    found = json.loads(manifest.read_text())
-    if found['settings'] == settings:
-      if found['sha256'] == digests(out):
-        return True
-      sys.exit(
-        f'{out} is damaged: its files are not those of {manifest}. '
-        'Delete it and build again.'
-      )
-    sys.exit(
-      f'{out} holds data of another config (see {manifest}). Delete it or '
-      'choose another --config.out.'
-    )
-  if out.exists() and any(out.iterdir()):
-    sys.exit(
-      f'{out} is not empty and not a dataset; choose another --config.out.'
-    )
-  return False
 
 
 def collect(c, pool):
@@ -249,14 +227,6 @@ def summarize(rows, dropped, settings, directory, baseline):
   }
 
 
-def digests(directory) -> dict:
-  """{file name: sha256} of the splits in a directory."""
-  return {
-    file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-    for file in sorted(directory.glob('*.parquet'))
-  }
-
-
 def constant_baseline(rows, pool):
   """Held-out accuracy of the best constant answer to each kind of question.
 
@@ -299,11 +269,19 @@ def report(out, manifest):
 
 def define_flags():
   config_flags.DEFINE_config_file('config', None, 'What to build.')
+  flags.DEFINE_enum('stage', 'all', factory.STAGES, 'Of a large build.')
+  flags.DEFINE_string(
+    'shard', '0/1', 'i/n: the parts i, i + n, ... of a stage.'
+  )
   flags.mark_flag_as_required('config')
 
 
 def main(_):
-  build(flags.FLAGS.config)
+  c, stage = flags.FLAGS.config, flags.FLAGS.stage
+  if 'candidates' in c:
+    factory.build(c, stage, factory.shard_of(flags.FLAGS.shard, stage))
+  else:
+    build(c)
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ WITHOUT_LITERAL = {
   *('set', 'frozenset', 'range', 'bytearray'),
   *('deque', 'Counter', 'OrderedDict'),
 }
+NUMBERED = re.compile(r'Q(?P<k>\d{1,3}):\s*(?P<answer>\S.*)')
 TYPED = re.compile(r'(?P<value>.*);\s*(?P<type>[A-Za-z_]\w*)', re.DOTALL)
 
 # `1(2)` and `'\\d'` in an answer are no news to whoever runs the training.
@@ -131,6 +132,28 @@ def state(task, answer) -> str:
 
 
 STEPS = {'coverage': coverage, 'path': path, 'state': state}
+
+
+def step(task, question, answer) -> bool:
+  """Whether an answer to a question about a step is one of its gold ones."""
+  read = STEPS[question['kind']]
+  return read(task, answer) in [read(task, x) for x in question['gold']]
+
+
+def numbered(answer) -> dict[int, str]:
+  """{k: answer} of lines `Qk: answer`.
+
+  Raises ValueError for any other line and for a question answered twice.
+  """
+  found = {}
+  for line in answer.split('\n'):
+    match = NUMBERED.fullmatch(line.strip())
+    if not match:
+      raise ValueError(f'not an answer `Qk: ...`: {line:.40}')
+    if int(match['k']) in found:
+      raise ValueError(f'Q{match["k"]} is answered twice')
+    found[int(match['k'])] = match['answer']
+  return found
 
 
 def texts(value) -> tuple[str, str]:

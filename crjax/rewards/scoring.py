@@ -1,15 +1,21 @@
 """Binary rewards of a batch of completions; inputs are tried by execution."""
 
+import contextlib
+
 import numpy as np
 
 from crjax.execution import Job, literals, values
 from crjax.rewards import answers, judge
 
+STEPS_SHARE = 0.5  # of the reward of a mixed question, for its steps
 MODES = {'py': 0, 'typed': 1}  # places in the pair of canonical texts
 
 
 def score(tasks, texts, truncated, pool, *, mode='py', published=False):
   """(rewards_B float32, infos): 1 for a right answer in the right form.
+
+  A question of kind 'mixed' asks for the output and, in `questions`, for steps.
+  Where the output is right half the reward is the share of right steps.
 
   Args:
     tasks: dicts with kind, code, entry, args; for kind output and input the
@@ -26,8 +32,9 @@ def score(tasks, texts, truncated, pool, *, mode='py', published=False):
   Returns:
     Rewards, NaN where our own machinery failed, and one dict a completion:
     answer, format_ok, verdict ('pass', 'wrong', 'bad_answer', 'infra' or that
-    of the execution), right, typed (right with types), value (what it said or
-    what its input returned) and detail.
+    of the execution), right, typed (right with types), worth (the reward if
+    the form is kept), value (what it said or what its input returned) and
+    detail.
   """
   found = [answers.extract(text) for text in texts]
   jobs, waiting, infos = [], [], []
@@ -44,7 +51,7 @@ def score(tasks, texts, truncated, pool, *, mode='py', published=False):
     [
       np.nan
       if info['verdict'] == 'infra'
-      else float(info['right'] and info['format_ok'] and not cut)
+      else info['worth'] * (info['format_ok'] and not cut)
       for info, cut in zip(infos, truncated, strict=True)
     ],
     np.float32,
@@ -61,6 +68,8 @@ def _read(task, answer, mode, published):
   try:
     if task['kind'] == 'input':
       return {}, _job(task, answer, published)
+    if task['kind'] == 'mixed':
+      return _mixed(task, answer, mode), None
     if task['kind'] == 'output':
       said = judge.output(task, answer)
     else:
@@ -69,9 +78,32 @@ def _read(task, answer, mode, published):
     return _verdict('bad_answer', detail=str(error)), None
   if task['kind'] == 'output':
     return _compared(task, said, answer, mode), None
-  right = said in [judge.STEPS[task['kind']](task, x) for x in task['gold']]
+  right = judge.step(task, task, answer)
   verdict = 'pass' if right else 'wrong'
   return _verdict(verdict, right=right, typed=right, value=answer), None
+
+
+def _mixed(task, answer, mode):
+  """The first line is the output, the others are `Qk: ...`."""
+  first, _, rest = answer.partition('\n')
+  first = first.strip()
+  info = _compared(task, judge.output(task, first), first, mode)
+  said = judge.numbered(rest) if rest else {}
+  hits = 0
+  for k, question in enumerate(task['questions'], 1):
+    with contextlib.suppress(ValueError):
+      hits += k in said and judge.step(task, question, said[k])
+  share = hits / len(task['questions'])
+  whole = info['right'] and share == 1
+  worth = info['right'] * (1 - STEPS_SHARE + STEPS_SHARE * share)
+  verdict = 'pass' if whole else 'wrong'
+  return info | {
+    'verdict': verdict,
+    'right': whole,
+    'typed': info['typed'] and share == 1,
+    'worth': worth,
+    'value': answer,
+  }
 
 
 def _job(task, answer, published):
@@ -107,6 +139,7 @@ def _verdict(verdict, *, right=False, typed=False, value='', detail=''):
     'verdict': verdict,
     'right': right,
     'typed': typed,
+    'worth': float(right),
     'value': value,
     'detail': detail,
   }

@@ -1,0 +1,36 @@
+"""Whether a dataset is already there, undamaged and of these settings."""
+
+import hashlib
+import json
+import sys
+
+
+def is_built(out, settings) -> bool:
+  """Whether `out` holds these settings; exits where it holds anything else."""
+  manifest = out / 'manifest.json'
+  if manifest.exists():
+    found = json.loads(manifest.read_text())
+    if found['settings'] == settings:
+      if found['sha256'] == digests(out):
+        return True
+      sys.exit(
+        f'{out} is damaged: its files are not those of {manifest}. '
+        'Delete it and build again.'
+      )
+    sys.exit(
+      f'{out} holds data of another config (see {manifest}). Delete it or '
+      'choose another --config.out.'
+    )
+  if out.exists() and any(out.iterdir()):
+    sys.exit(
+      f'{out} is not empty and not a dataset; choose another --config.out.'
+    )
+  return False
+
+
+def digests(directory) -> dict:
+  """{file name: sha256} of the splits in a directory."""
+  return {
+    file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+    for file in sorted(directory.glob('*.parquet'))
+  }

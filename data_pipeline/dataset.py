@@ -1,0 +1,100 @@
+"""The dataset that is left: Parquet files, manifest and card, all or nothing.
+
+The same settings give the same bytes, whoever worked on them and where.
+"""
+
+import collections
+import json
+import os
+import platform
+import shutil
+
+from data_pipeline import card, identity, select, store
+from data_pipeline.built import digests
+
+SHARED = ('id', 'pid', 'kind', 'level', 'method', 'difficulty', 'verify')
+
+
+def row(wanted, made) -> dict:
+  """A row of the dataset of a selected one and what `asking.ask` made of it."""
+  program, case = wanted['program'], wanted['case']
+  kind = made['kind']
+  return {
+    'id': f'{program["pid"]}-{identity.digest(case["args"], 6)}-{kind}',
+    'split': wanted['split'],
+    'asked': wanted['asked'],
+    'pid': program['pid'],
+    'kind': kind,
+    'level': program['level'],
+    'method': program['method'],
+    'type': case['type'],
+    'events': case['events'],
+    'difficulty': case['difficulty'],
+    'verify': made['verify'],
+    'prompt': made['prompt'],
+    'completion': made['completion'],
+  }
+
+
+def features(split):
+  """Written down: a split without a kind has no rows to tell its types."""
+  import datasets
+
+  text, number = datasets.Value('string'), datasets.Value('int64')
+  step = {'kind': text, 'line': number, 'occ': number, 'var': text}
+  verify = {k: text for k in ('code', 'entry', 'args', 'output')}
+  verify |= {
+    'gold': datasets.List(text),
+    'questions': datasets.List(step | {'gold': datasets.List(text)}),
+  }
+  turns = datasets.List({'role': text, 'content': text})
+  found = {k: text for k in SHARED} | {'difficulty': number, 'verify': verify}
+  return datasets.Features(found | {field(split): turns})
+
+
+def field(split) -> str:
+  return 'messages' if split == 'sft_train' else 'prompt'
+
+
+def table(rows, split) -> list[dict]:
+  """The rows of a split as they are in its file."""
+  found = []
+  for one in rows:
+    if one['split'] == split:
+      turns = one['prompt']
+      if split == 'sft_train':
+        said = {'role': 'assistant', 'content': one['completion']}
+        turns = [*turns, said]
+      found.append({k: one[k] for k in SHARED} | {field(split): turns})
+  return found
+
+
+def write(out, rows, settings, summary, examples):
+  """Writes everything beside `out`, then puts it there at once."""
+  import datasets  # Slow to import; not needed to say that all is built.
+
+  temporary = out.with_name(f'{out.name}.tmp')
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  for split in select.SPLITS:
+    made = datasets.Dataset.from_list(
+      table(rows, split), features=features(split)
+    )
+    made.to_parquet(temporary / f'{split}.parquet')
+  summary = summary | card.balance(rows, settings)
+  text = card.text(rows, settings, summary, examples)
+  (temporary / 'README.md').write_text(text)
+  manifest = {
+    'settings': settings,
+    'rows': dict(collections.Counter(r['split'] for r in rows)),
+    'summary': summary,
+    'versions': {
+      'python': platform.python_version(),
+      'datasets': datasets.__version__,
+      'code': store.code_hash(),
+    },
+    'sha256': digests(temporary),
+  }
+  (temporary / 'manifest.json').write_text(json.dumps(manifest, indent=2))
+  shutil.rmtree(out, ignore_errors=True)
+  os.replace(temporary, out)
