@@ -221,7 +221,7 @@ def test_the_funnel_adds_up(built, rows):
 
 def test_the_card_has_tables_and_rows_of_each_kind(built, rows):
   text = (built / 'README.md').read_text()
-  assert not {'/work', '/tmp', str(ROOT)} & set(text.split())
+  assert str(ROOT) not in text
   for head in (
     '## Funnel',
     '## Balance',
