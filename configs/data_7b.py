@@ -2,8 +2,9 @@
 
   python -m data_pipeline.build --config=configs/data_7b.py
 
-Hardware: CPU cores alone. Time: see the README; it was measured on a smaller
-run. Several machines: the docstring of data_pipeline/factory.py.
+Hardware: CPU cores alone. Time: 31 minutes with one worker on a busy machine of
+2 cores, before chains had the parts of expressions, which need one more run of
+each row. Several machines: the docstring of data_pipeline/factory.py.
 Optional: --config.cruxeval=cruxeval.jsonl for a table beside CRUXEval, and
 --config.tokenizer=DIR for the sizes of chains in tokens.
 """
@@ -39,7 +40,7 @@ def get_config():
       'most_cases': 4,  # of a program
       'most_events': 600,  # of a trace
       'easiest': 3,  # executed lines x (1 + control depth)
-      'longest_chain': 4_000,  # characters, up to 2,600 tokens
+      'longest_chain': 4_000,  # characters, up to 3,300 tokens
       'longest_args': 200,
       'longest_output': 150,
       'largest_int': 10**12,
