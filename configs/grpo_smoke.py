@@ -2,7 +2,7 @@
 
   python -m crjax.train --config=configs/grpo_smoke.py
 
-Hardware: 2 CPU cores. Hours: 0.1. Starts from the exported SFT model.
+Hardware: 2 CPU cores. Hours: 0.12. Starts from the exported SFT model.
 `make smoke` runs it as one of its stages.
 """
 

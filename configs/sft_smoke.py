@@ -2,7 +2,7 @@
 
   python -m crjax.train --config=configs/sft_smoke.py
 
-Hardware: 2 CPU cores. Hours: 0.1. Needs the output of configs/data_smoke.py.
+Hardware: 2 CPU cores. Hours: 0.06. Needs the output of configs/data_smoke.py.
 `make smoke` runs it as one of its stages.
 """
 
