@@ -24,11 +24,11 @@ ROWS = [
   {'model'},
   {'hf', 'sampling', 'checkpoint'},
   {'sft', 'grpo', 'evaluate'},
-  {'train', 'export', 'generate'},
+  {'train', 'inputs', 'export', 'generate'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
-WITHIN = {('evals', 'rewards')}
+WITHIN = {('evals', 'rewards'), ('train', 'inputs')}
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}

@@ -1,0 +1,126 @@
+"""What a run starts from: its inputs, found and checked before anything else.
+
+Part of train.py's reading of the config; what lacks or does not fit ends the
+run with a message that says what to do.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from crjax import checkpoint, hf, lora, metrics, model, tokenizer
+from crjax.sharding import tree_shardings
+
+DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
+# What a resumed run may change; anything else would make it another run.
+MAY_CHANGE = {'epochs', 'steps', 'save_every', 'keep', 'samples_every', 'how'}
+
+
+def open_inputs(c):
+  """(tokenizer, model Config, load) of what the config names.
+
+  `load(mesh, dtype=)` puts the parameters on the devices: those of the
+  checkpoint `c.model`, or, where that is empty, random ones of shape `c.shape`.
+  The run's `source` keeps what an export will carry over.
+  """
+  try:
+    found = find_inputs(c)
+    cfg = found.cfg if found else model.Config(**c.shape)
+    tok = tokenizer.load(c.tokenizer or found.place.path)
+    rows = f'vocab_size of {c.model}' if found else 'config.shape.V'
+    tokenizer.check(tok, cfg.V, rows)
+    adapted = with_adapters(c, cfg)
+    describe(c, cfg, found)
+  except (ValueError, OSError) as error:
+    sys.exit(f'This run cannot start: {error}')
+  if not found:
+    return tok, cfg, functools.partial(random_params, cfg, c.seed)
+  return tok, adapted, functools.partial(load_weights, found)
+
+
+def find_inputs(c):
+  """The checkpoint of `c.model`, None without one; all that lacks is named."""
+  found, missing = None, []
+  for name in ('model', 'tokenizer', 'data'):
+    try:
+      if name == 'model' and c.model:
+        found = hf.inspect(c.model)
+      elif c[name] and not pathlib.Path(c[name]).exists():
+        raise FileNotFoundError(f'{c[name]} does not exist')
+    except FileNotFoundError as error:
+      missing.append(
+        f'  config.{name} = {c[name]!r}: {error}. Get it with:\n'
+        f'    {c.how[name]}'
+      )
+  if missing:
+    sys.exit('This run cannot start yet:\n' + '\n'.join(missing))
+  return found
+
+
+def describe(c, cfg, found):
+  """Writes config.json and `source`; refuses a run that is another one."""
+  workdir = pathlib.Path(c.workdir)
+  path, now = workdir / 'config.json', json.loads(c.to_json())
+  if path.exists():
+    before = json.loads(path.read_text())
+    changed = [
+      f'  {name}: {before.get(name)!r} before, {now.get(name)!r} now'
+      for name in sorted({*before, *now} - MAY_CHANGE)
+      if before.get(name) != now.get(name)
+    ]
+    if changed:
+      sys.exit(
+        f'{workdir} holds a run with another config:\n'
+        + '\n'.join(changed)
+        + '\nSet them back to resume it, or choose another --config.workdir.'
+      )
+  if jax.process_index() == 0:
+    if found:
+      hf.remember(found, workdir / 'source', c.tokenizer)
+    else:
+      hf.remember_new(cfg, workdir / 'source', c.tokenizer)
+    checkpoint.write_json(path, now)
+
+
+def with_adapters(c, cfg):
+  """The Config with the adapters that `c.lora` asks for."""
+  if not c.lora.rank:
+    return cfg
+  if not c.model:
+    raise ValueError('config.lora needs a config.model to adapt')
+  return dataclasses.replace(cfg, lora=lora.Lora(**c.lora))
+
+
+def load_weights(found, mesh, **kwargs):
+  """hf.load with progress; damage ends the run with a message."""
+  report = metrics.byte_report('load') if not jax.process_index() else None
+  try:
+    return hf.load(found, mesh, report=report, **kwargs)
+  except (ValueError, OSError) as error:
+    sys.exit(f'This run cannot start: {error}')
+
+
+def random_params(cfg, seed, mesh):
+  shardings = tree_shardings(hf.abstract(cfg), mesh)
+  init = jax.jit(functools.partial(model.init, cfg), out_shardings=shardings)
+  return init(jax.random.key(seed))
+
+
+def load_frozen(c, cfg, load, mesh):
+  """What is not trained: the base under adapters, in the compute dtype."""
+  return load(mesh, dtype=DTYPES[c.dtype]) if cfg.lora else None
+
+
+def first_params(c, cfg, load, mesh):
+  """What is trained, as it is before the first step."""
+  if cfg.lora is None:
+    return load(mesh)
+  draw = lambda key: lora.split(model.init(cfg, key))[1]
+  key = jax.random.key(c.seed)
+  shardings = tree_shardings(jax.eval_shape(draw, key), mesh)
+  return jax.jit(draw, out_shardings=shardings)(key)
