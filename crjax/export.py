@@ -21,7 +21,7 @@ import pathlib
 import re
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,6 +270,7 @@ def define_flags():
 
 
 def main(_):
+  logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
   f = flags.FLAGS
   try:
     step = export(
