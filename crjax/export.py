@@ -98,6 +98,11 @@ def export(
 
 def restore(workdir, step, mesh):
   """(step, Config, parameters on the mesh), adapters beside their base."""
+  if not (workdir / 'config.json').exists():
+    raise FileNotFoundError(
+      f'{workdir}/config.json does not exist: --workdir must be the directory '
+      'of a run of `python -m crjax.train`'
+    )
   c = hf.read_json(workdir / 'config.json')
   if 'lora' not in c:
     raise ValueError(f'{workdir}/config.json lacks the field "lora"')

@@ -18,7 +18,15 @@ from crjax.sharding import tree_shardings
 
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 # What a resumed run may change; anything else would make it another run.
-MAY_CHANGE = {'epochs', 'steps', 'save_every', 'keep', 'samples_every', 'how'}
+MAY_CHANGE = {
+  'workdir',
+  'epochs',
+  'steps',
+  'save_every',
+  'keep',
+  'samples_every',
+  'how',
+}
 
 
 def open_inputs(c):

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from crjax import execution, tokenizer
 from data_pipeline import chains, factory, grammar
-from data_pipeline.built import digests, is_built
+from data_pipeline.built import deciding, digests, is_built
 
 SPLITS = ('heldout', 'rl_train', 'sft_train')
 BATCH = 512  # Programs executed at a time.
@@ -33,7 +33,7 @@ GUESSES = 20  # Constant calls that the input baseline tries.
 def build(c):
   """Collects programs until every split is full, then writes everything."""
   out = pathlib.Path(c.out)
-  settings = json.loads(c.to_json())
+  settings = deciding(c)
   if is_built(out, settings):
     print(f'data: {out} already holds this config')
     return

@@ -28,6 +28,12 @@ def is_built(out, settings) -> bool:
   return False
 
 
+def deciding(c) -> dict:
+  """The settings that decide what is built, not where or by how many."""
+  found = json.loads(c.to_json())
+  return {k: v for k, v in found.items() if k not in ('out', 'workers')}
+
+
 def digests(directory) -> dict:
   """{file name: sha256} of the splits in a directory."""
   return {

@@ -11,7 +11,6 @@ share a directory, or copy theirs together, build one dataset:
 Without --stage the last line does everything on one machine.
 """
 
-import json
 import multiprocessing
 from multiprocessing import connection
 import os
@@ -35,7 +34,7 @@ from data_pipeline import (
   synth,
   unfold,
 )
-from data_pipeline.built import is_built
+from data_pipeline.built import deciding, is_built
 
 STAGES = ('all', 'cases', 'rows')
 # What decides the cases; the rest of a config can change and they stay.
@@ -46,12 +45,7 @@ TELL_SECONDS = 10.0
 
 def build(c, stage='all', shard=(0, 1)):
   """Builds `c.out`, or this shard of a stage."""
-  # Neither where data lies nor how many work on it is part of what it is.
-  settings = {
-    k: v
-    for k, v in json.loads(c.to_json()).items()
-    if k not in ('out', 'workers')
-  }
+  settings = deciding(c)
   out = pathlib.Path(c.out)
   if is_built(out, settings):
     print(f'data: {out} already holds this config')
@@ -62,6 +56,11 @@ def build(c, stage='all', shard=(0, 1)):
   decides = {k: settings[k] for k in DECIDES}
   found = work / f'cases-{store.key(versions, decides)}'
   run('cases', settings, found, None, count, c.workers, shard)
+  if stage == 'rows' and (lacking := store.missing(found, count)):
+    sys.exit(
+      f'data: {len(lacking)} of {count} parts of cases are not in {found}: all '
+      'jobs of --stage=cases must end before those of --stage=rows start'
+    )
   if stage == 'cases' or store.missing(found, count):
     return left('cases', found, count)
   rows = selected(work, found, count, settings, versions)

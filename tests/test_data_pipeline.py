@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import datasets
+from ml_collections import ConfigDict
 import pytest
 
 from crjax import rewards
 from crjax.execution import Job, Pool
-from data_pipeline import build, chains, grammar
+from data_pipeline import build, built, chains, grammar
 from tests.conftest import ROOT
 
 LEVEL = {
@@ -238,3 +239,11 @@ def test_a_share_of_input_questions_is_kept_by_program():
   assert ask('output', 0.0) == ask('input', 1.0) == pids
   assert ask('input', 0.0) == []
   assert len(ask('input', 0.43)) == 430
+
+
+def test_where_data_lies_and_how_many_build_it_is_not_what_it_is():
+  config = ConfigDict({'seed': 1, 'out': 'a', 'workers': 2})
+  same = ConfigDict({'seed': 1, 'out': '/elsewhere/a', 'workers': 1})
+  other = ConfigDict({'seed': 2, 'out': 'a', 'workers': 2})
+  assert built.deciding(config) == built.deciding(same)
+  assert built.deciding(config) != built.deciding(other)

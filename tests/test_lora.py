@@ -164,6 +164,8 @@ def test_peft_computes_what_we_compute(cfg, tmp_path, smoke_data):
     np.testing.assert_array_equal(read[name], x)
   names = {p.name for p in (tmp_path / 'adapter').iterdir()}
   assert 'config.json' not in names and 'tokenizer.json' in names
+  with pytest.raises(ValueError, match='holds adapters alone; export'):
+    hf.inspect(tmp_path / 'adapter')
 
 
 def test_a_damaged_adapter_is_named(tmp_path, smoke_data):

@@ -48,6 +48,12 @@ def inspect(name) -> Checkpoint:
   was found and what was expected. No weights are read yet.
   """
   place = files.locate(name)
+  has = lambda file: (place.path / file).exists()
+  if has('adapter_config.json') and not has('config.json'):
+    raise ValueError(
+      f'{name} holds adapters alone; export that run without --adapter to load '
+      'them merged into their base'
+    )
   cfg = read_config(place.path / 'config.json')
   found = tensors.find(place)
   expected = their_shapes(cfg)
