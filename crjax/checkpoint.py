@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from crjax import files
+
 
 def open_manager(workdir, *, keep: int | None) -> ocp.CheckpointManager:
   """Manages `workdir`/checkpoints and keeps the newest `keep` (None: all)."""
@@ -90,8 +92,4 @@ def restore_params(workdir, step: int | None = None, shardings=None):
 
 def write_json(path, value):
   """Writes atomically; readers see the old file or the new one."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + '\n')
-  temporary.replace(path)
+  files.write_text(path, json.dumps(value, indent=2, sort_keys=True) + '\n')

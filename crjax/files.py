@@ -111,6 +111,15 @@ def read_bytes(path) -> bytes:
     return file.read()
 
 
+def write_text(path, text: str):
+  """Writes a local file atomically, and the directories above it."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'{path.name}.tmp')
+  temporary.write_text(text, 'utf-8')
+  temporary.replace(path)
+
+
 def remove(path):
   """Removes a file if it is there."""
   path = os.fspath(path)

@@ -9,6 +9,7 @@ import json
 import math
 import pathlib
 
+from crjax import files
 from crjax.attention import Yarn
 from crjax.model import Config
 
@@ -225,7 +226,7 @@ def read_json(path) -> dict:
 
 
 def write_json(path, value):
-  pathlib.Path(path).write_text(to_json(value), 'utf-8')
+  files.write_text(path, to_json(value))
 
 
 def to_json(value) -> str:
