@@ -16,7 +16,6 @@ import jax
 from ml_collections import config_flags
 
 from crjax import (
-  advantages,
   checkpoint,
   data,
   execution,
@@ -25,7 +24,9 @@ from crjax import (
   lora,
   metrics,
   model,
+  objectives,
   optim,
+  policy,
   sft,
   tokenizer,
 )
@@ -98,39 +99,67 @@ def train_grpo(c):
       temperature=c.temperature,
       waves=c.waves,
     )
-    update = grpo.make_update(
-      cfg,
+    update = policy.make_update(
       optimizer,
       rate,
       mesh,
+      score=policy.make_score(
+        cfg, temperature=c.temperature, dtype=dtype, remat=c.remat
+      ),
+      loss=functools.partial(
+        objectives.policy_loss,
+        objective=c.objective,
+        clip=tuple(c.clip),
+        correction=c.correction,
+        band=tuple(c.band),
+        kl=c.kl,
+        kl_coef=c.kl_coef,
+      ),
       frozen=frozen,
       # The reference is the model that the run started from, resumed or not.
       reference=first_params(c, cfg, load, mesh) if c.kl_coef else None,
+      old=old_logp(c),
       minibatches=c.minibatches,
-      micro=c.micro,
-      temperature=c.temperature,
-      clip=tuple(c.clip),
-      band=tuple(c.band),
-      kl_coef=c.kl_coef,
-      dtype=dtype,
-      remat=c.remat,
+      rows=c.rows,
+      entropy_target=c.entropy_target,
     )
-    state = start(c, manager, mesh, cfg, load, optimizer, prompts)
+    scalars = ('entropy_coef',) if c.entropy_target else ()
+    state = start(c, manager, mesh, cfg, load, optimizer, prompts, scalars)
     with open_log(c, state, c.steps) as log, jax.transfer_guard('disallow'):
       grpo.run(
         state,
         prompts,
         rollout=rollout,
         judge=grpo.make_judge(tok, pool, rollouts=c.rollouts),
-        advantage=advantages.ADVANTAGES[c.advantage_std],
+        advantage=grpo.make_advantage(
+          c.advantage,
+          eps=c.advantage_eps,
+          limit=c.completion_length,
+          overlong=int(c.overlong * c.completion_length),
+        ),
         batch=functools.partial(
-          grpo.make_batch, groups=c.groups, multiple=c.multiple
+          grpo.make_batch,
+          groups=c.groups,
+          minibatches=c.minibatches,
+          length=c.row,
+          rows=c.rows,
+          aggregation=c.aggregation,
+          limit=c.completion_length,
+          everything=bool(c.kl_coef or c.entropy_target),
+          mask_truncated=c.mask_truncated,
         ),
         update=update,
         log=log,
         save=saver(c, manager, c.steps),
         steps=c.steps,
       )
+
+
+def old_logp(c) -> str:
+  """What the ratio of a GRPO update is taken to, a key of `policy.OLD`."""
+  if c.bypass:
+    return 'sampler'
+  return 'scored' if c.minibatches > 1 else 'now'
 
 
 TASKS = {'sft': train_sft, 'grpo': train_grpo}
@@ -154,12 +183,15 @@ def make_optimizer(c, *, updates: int):
   return optimizer, rate
 
 
-def start(c, manager, mesh, cfg, load, optimizer, batches):
+def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
   """The state to train from: the newest checkpoint, else a fresh start.
 
-  Also moves `batches` to the position that belongs to the state.
+  Also moves `batches` to the position that belongs to the state. `scalars`: see
+  `optim.init_state`.
   """
-  make = functools.partial(optim.init_state, optimizer, seed=c.seed)
+  make = functools.partial(
+    optim.init_state, optimizer, seed=c.seed, scalars=scalars
+  )
   whole = hf.abstract(cfg)
   abstract = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
   shardings = tree_shardings(abstract, mesh)

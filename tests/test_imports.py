@@ -19,11 +19,12 @@ ROWS = [
     'execution',
     'files',
     'lora',
+    'branches',
   },
-  {'attention', 'rewards', 'data', 'evals'},
+  {'attention', 'rewards', 'data', 'evals', 'objectives'},
   {'model'},
   {'hf', 'sampling', 'checkpoint'},
-  {'sft', 'grpo', 'evaluate'},
+  {'sft', 'grpo', 'policy', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
@@ -32,7 +33,7 @@ WITHIN = {('evals', 'rewards'), ('train', 'inputs')}
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}
-PURE = {'losses', 'advantages', 'model'}
+PURE = {'losses', 'objectives', 'advantages', 'branches', 'model'}
 
 
 def imports(path):
