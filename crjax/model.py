@@ -233,7 +233,15 @@ def positions(segment_BT):
 
 
 def forward(
-  cfg, params, tokens_BT, segment_BT, *, pos_BT=None, dtype, remat='none'
+  cfg,
+  params,
+  tokens_BT,
+  segment_BT,
+  *,
+  pos_BT=None,
+  branch_BT=None,
+  dtype,
+  remat='none',
 ):
   """hidden_BTD after the final norm.
 
@@ -244,15 +252,16 @@ def forward(
     segment_BT: which of the packed examples a token is part of, counted from
       1; 0 for padding. A bool mask of valid tokens is one example a row.
     pos_BT: position ids; None counts from 0 in every segment.
+    branch_BT: where segments are trees, see `attention.visible`.
     dtype: compute precision.
     remat: a key of REMAT.
   """
   if pos_BT is None:
     pos_BT = positions(segment_BT)
   packed = segment_BT.dtype != jnp.bool_
-  mask_BTS = visible(
-    jnp.arange(tokens_BT.shape[1]), segment_BT, segment_BT if packed else None
-  )
+  slot_T = jnp.arange(tokens_BT.shape[1])
+  segment = segment_BT if packed else None
+  mask_BTS = visible(slot_T, segment_BT, segment, branch_BT)
   return Qwen(cfg, dtype, remat).apply(
     {'params': params}, tokens_BT, pos_BT, mask_BTS
   )
@@ -290,6 +299,11 @@ def score(
   """
   x_BTD = forward(cfg, params, tokens_BT, valid_BT, dtype=dtype, remat=remat)
   x_BTD, targets_BT = x_BTD[:, start - 1 : -1], tokens_BT[:, start:]
+  return logps(params, x_BTD, targets_BT, temperature, chunk)
+
+
+def logps(params, x_BTD, targets_BT, temperature=1.0, chunk: int = 1024):
+  """(logp_BT, entropy_BT) of targets given the hidden states; see `score`."""
 
   def part(x_BCD, targets_BC):
     z_BCV = logits(params, x_BCD) / temperature

@@ -16,8 +16,8 @@ import jax
 from ml_collections import config_flags
 
 from crjax import (
-  advantages,
   checkpoint,
+  curriculum,
   data,
   execution,
   grpo,
@@ -25,9 +25,12 @@ from crjax import (
   lora,
   metrics,
   model,
+  objectives,
   optim,
+  policy,
   sft,
   tokenizer,
+  watch,
 )
 from crjax.inputs import DTYPES, first_params, load_frozen, open_inputs
 from crjax.sharding import make_mesh, tree_shardings
@@ -68,16 +71,7 @@ def train_grpo(c):
   """Builds the parts of a GRPO run and hands them to `grpo.run`."""
   tok, cfg, load = open_inputs(c)
   mesh = make_mesh(c.mesh)
-  dtype = DTYPES[c.dtype]
-  prompts = data.prompts(
-    c.data,
-    tok,
-    questions=c.questions,
-    length=c.prompt_length,
-    seed=c.seed,
-    pad_id=tok.pad_token_id,
-    thinking=c.thinking,
-  )
+  prompts = open_prompts(c, tok)
   optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
   with (
     jax.set_mesh(mesh),
@@ -86,51 +80,124 @@ def train_grpo(c):
   ):
     note_sandbox(c, pool.report)
     frozen = load_frozen(c, cfg, load, mesh)
-    rollout = grpo.make_rollout(
-      cfg,
-      mesh,
-      frozen=frozen,
-      rollouts=c.rollouts,
-      steps=c.completion_length,
-      stop_ids=tokenizer.stop_ids(tok),
-      pad_id=tok.pad_token_id,
-      dtype=dtype,
-      temperature=c.temperature,
-      waves=c.waves,
+    # The reference is the model that the run started from, resumed or not.
+    reference = first_params(c, cfg, load, mesh) if c.kl_coef else None
+    collect = make_collect(c, cfg, mesh, tok, pool, prompts, frozen)
+    update = make_policy_update(
+      c, cfg, mesh, optimizer, rate, frozen, reference
     )
-    update = grpo.make_update(
-      cfg,
-      optimizer,
-      rate,
-      mesh,
-      frozen=frozen,
-      # The reference is the model that the run started from, resumed or not.
-      reference=first_params(c, cfg, load, mesh) if c.kl_coef else None,
-      minibatches=c.minibatches,
-      micro=c.micro,
-      temperature=c.temperature,
-      clip=tuple(c.clip),
-      band=tuple(c.band),
-      kl_coef=c.kl_coef,
-      dtype=dtype,
-      remat=c.remat,
-    )
-    state = start(c, manager, mesh, cfg, load, optimizer, prompts)
-    with open_log(c, state, c.steps) as log, jax.transfer_guard('disallow'):
+    scalars = ('entropy_coef',) if c.entropy_target else ()
+    state = start(c, manager, mesh, cfg, load, optimizer, prompts, scalars)
+    with (
+      open_log(c, state, c.steps, watch.alarms) as log,
+      jax.transfer_guard('disallow'),
+    ):
       grpo.run(
         state,
         prompts,
-        rollout=rollout,
-        judge=grpo.make_judge(tok, pool, rollouts=c.rollouts),
-        advantage=advantages.ADVANTAGES[c.advantage_std],
-        batch=functools.partial(
-          grpo.make_batch, groups=c.groups, multiple=c.multiple
+        collect=collect,
+        advantage=grpo.make_advantage(
+          c.advantage,
+          eps=c.advantage_eps,
+          limit=c.completion_length,
+          overlong=int(c.overlong * c.completion_length),
         ),
+        batch=make_batching(c),
         update=update,
         log=log,
         save=saver(c, manager, c.steps),
         steps=c.steps,
       )
+
+
+def open_prompts(c, tok):
+  """The questions of a GRPO run, by curriculum where `c.pools` says so."""
+  prompts = data.prompts(
+    c.data,
+    tok,
+    questions=1 if c.pools else c.questions,
+    length=c.prompt_length,
+    seed=c.seed,
+    pad_id=tok.pad_token_id,
+    thinking=c.thinking,
+  )
+  if not c.pools:
+    return prompts
+  return curriculum.Curriculum(prompts, questions=c.questions, seed=c.seed)
+
+
+def make_collect(c, cfg, mesh, tok, pool, prompts, frozen):
+  """See `grpo.make_collect`."""
+  rollout = grpo.make_rollout(
+    cfg,
+    mesh,
+    frozen=frozen,
+    rollouts=c.rollouts,
+    steps=c.completion_length,
+    stop_ids=tokenizer.stop_ids(tok),
+    pad_id=tok.pad_token_id,
+    dtype=DTYPES[c.dtype],
+    temperature=c.temperature,
+    waves=c.waves,
+  )
+  return grpo.make_collect(
+    rollout,
+    grpo.make_judge(tok, pool, rollouts=c.rollouts),
+    groups=c.groups,
+    rounds=c.rounds if c.dynamic else 1,
+    observe=prompts.observe if c.pools else lambda *_: None,
+  )
+
+
+def make_batching(c):
+  """See `grpo.make_batch`."""
+  return functools.partial(
+    grpo.make_batch,
+    groups=c.groups,
+    minibatches=c.minibatches,
+    length=c.row,
+    rows=c.rows,
+    aggregation=c.aggregation,
+    limit=c.completion_length,
+    everything=bool(c.kl_coef or c.entropy_target),
+    mask_truncated=c.mask_truncated,
+  )
+
+
+def make_policy_update(c, cfg, mesh, optimizer, rate, frozen, reference):
+  """See `policy.make_update`."""
+  loss = functools.partial(
+    objectives.policy_loss,
+    objective=c.objective,
+    clip=tuple(c.clip),
+    correction=c.correction,
+    band=tuple(c.band),
+    kl=c.kl,
+    kl_coef=c.kl_coef,
+  )
+  score = policy.make_score(
+    cfg, temperature=c.temperature, dtype=DTYPES[c.dtype], remat=c.remat
+  )
+  return policy.make_update(
+    optimizer,
+    rate,
+    mesh,
+    score=score,
+    loss=loss,
+    frozen=frozen,
+    reference=reference,
+    old=old_logp(c),
+    minibatches=c.minibatches,
+    rows=c.rows,
+    entropy_target=c.entropy_target,
+  )
+
+
+def old_logp(c) -> str:
+  """What the ratio of a GRPO update is taken to, a key of `policy.OLD`."""
+  if c.bypass:
+    return 'sampler'
+  return 'scored' if c.minibatches > 1 else 'now'
 
 
 TASKS = {'sft': train_sft, 'grpo': train_grpo}
@@ -154,12 +221,15 @@ def make_optimizer(c, *, updates: int):
   return optimizer, rate
 
 
-def start(c, manager, mesh, cfg, load, optimizer, batches):
+def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
   """The state to train from: the newest checkpoint, else a fresh start.
 
-  Also moves `batches` to the position that belongs to the state.
+  Also moves `batches` to the position that belongs to the state. `scalars`: see
+  `optim.init_state`.
   """
-  make = functools.partial(optim.init_state, optimizer, seed=c.seed)
+  make = functools.partial(
+    optim.init_state, optimizer, seed=c.seed, scalars=scalars
+  )
   whole = hf.abstract(cfg)
   abstract = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
   shardings = tree_shardings(abstract, mesh)
@@ -203,7 +273,7 @@ def saver(c, manager, steps: int):
 
 
 @contextlib.contextmanager
-def open_log(c, state, steps: int):
+def open_log(c, state, steps: int, alarms=lambda lines: {}):
   """Yields log(step, metrics, tokens, rows): files, progress, samples.
 
   The first process of several writes for all; the rows are its own.
@@ -212,7 +282,9 @@ def open_log(c, state, steps: int):
     yield lambda *_, **__: None
     return
   first = int(jax.device_get(state['step']))
-  with metrics.Writer(c.workdir, start_step=first, total_steps=steps) as writer:
+  with metrics.Writer(
+    c.workdir, start_step=first, total_steps=steps, alarms=alarms
+  ) as writer:
 
     def log(step, scalars, tokens, rows=()):
       writer.write(step, {k: float(v) for k, v in scalars.items()}, tokens)

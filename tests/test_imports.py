@@ -19,11 +19,12 @@ ROWS = [
     'execution',
     'files',
     'lora',
+    'branches',
   },
-  {'attention', 'rewards', 'data', 'evals'},
-  {'model'},
+  {'attention', 'rewards', 'data', 'evals', 'objectives', 'watch'},
+  {'model', 'curriculum'},
   {'hf', 'sampling', 'engine', 'checkpoint'},
-  {'sft', 'grpo', 'evaluate'},
+  {'sft', 'grpo', 'policy', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
@@ -36,7 +37,7 @@ WITHIN = {
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}
-PURE = {'losses', 'advantages', 'model'}
+PURE = {'losses', 'objectives', 'advantages', 'branches', 'model'}
 
 
 def imports(path):
