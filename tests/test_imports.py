@@ -12,6 +12,7 @@ ROWS = [
   {
     'sharding',
     'losses',
+    'xent',
     'advantages',
     'optim',
     'metrics',
@@ -32,7 +33,7 @@ WITHIN = {('evals', 'rewards'), ('train', 'inputs')}
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}
-PURE = {'losses', 'advantages', 'model'}
+PURE = {'losses', 'xent', 'advantages', 'model'}
 
 
 def imports(path):
