@@ -21,7 +21,7 @@ ROWS = [
     'files',
     'lora',
   },
-  {'attention', 'rewards', 'data', 'evals'},
+  {'attention', 'rewards', 'examples', 'data', 'evals'},
   {'model'},
   {'hf', 'sampling', 'checkpoint'},
   {'sft', 'grpo', 'evaluate'},
@@ -29,7 +29,7 @@ ROWS = [
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
-WITHIN = {('evals', 'rewards'), ('train', 'inputs')}
+WITHIN = {('evals', 'rewards'), ('data', 'examples'), ('train', 'inputs')}
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}
