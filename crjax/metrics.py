@@ -22,6 +22,18 @@ QUIET_SECONDS = 10.0  # Between progress lines where there is no terminal.
 TABLE_SECONDS = 60.0  # Between sample tables; their files are all written.
 SHOWN_SAMPLES = 3
 SHOWN_CHARS = 160
+# The first name that a device's kind contains: 'TPU v5' alone is a v5p.
+PEAKS = (
+  ('v5 lite', 197e12),
+  ('v5e', 197e12),
+  ('v6 lite', 918e12),
+  ('v6e', 918e12),
+  ('TPU v5', 459e12),
+  ('TPU v4', 275e12),
+  ('H200', 989e12),
+  ('H100', 989e12),
+  ('A100', 312e12),
+)
 SAMPLE_COLUMNS = (
   'question',
   'completion',
@@ -39,9 +51,19 @@ class Writer:
     run_dir: created if need be.
     start_step: the step that the run resumes from, 0 for a fresh run.
     total_steps: where the progress ends.
+    chips: the devices that share the work.
+    peak: operations a second that one of them can do; None if not known.
   """
 
-  def __init__(self, run_dir, *, start_step: int, total_steps: int):
+  def __init__(
+    self,
+    run_dir,
+    *,
+    start_step: int,
+    total_steps: int,
+    chips: int = 1,
+    peak: float | None = None,
+  ):
     import tensorflow as tf  # Slow to import; only event files need it.
 
     self._dir = pathlib.Path(run_dir)
@@ -56,13 +78,20 @@ class Writer:
       log = self._tf.SessionLog(status=self._tf.SessionLog.START)
       self._events.add_session_log(log, start_step + 1)
     self._first, self._total = start_step, total_steps
+    self._chips, self._peak = chips, peak
     self._began = self._last = self._shown = time.monotonic()
     self._tabled = -math.inf
     self._console = rich.console.Console()
     self._bar = _bar(self._console, start_step, total_steps)
 
-  def write(self, step: int, scalars: dict, tokens: int):
-    """Records the numbers of a step that read or sampled `tokens` tokens."""
+  def write(
+    self, step: int, scalars: dict, tokens: int, *, slots=None, flops=None
+  ):
+    """Records the numbers of a step that read or sampled `tokens` tokens.
+
+    Where they are given: `slots` are the places that the tokens had, padding
+    included, `flops` the operations that the step needs.
+    """
     now = time.monotonic()
     seconds = now - self._last
     self._last = now
@@ -71,6 +100,14 @@ class Writer:
       'time/step_s': seconds,
       'perf/tokens_per_s': tokens / max(seconds, 1e-9),
     }
+    clock['perf/tokens_per_s_chip'] = clock['perf/tokens_per_s'] / self._chips
+    if slots:
+      scalars = scalars | {'useful': tokens / slots}
+    if flops:
+      speed = flops / max(seconds, 1e-9) / self._chips
+      clock['perf/tflops_chip'] = speed / 1e12
+      if self._peak:
+        clock['perf/mfu'] = speed / self._peak
     line = {'step': step, 'tokens': tokens, **scalars, **clock}
     finite = {k: v if math.isfinite(v) else None for k, v in line.items()}
     with _naming(self._lines.name):
@@ -127,6 +164,11 @@ class Writer:
     elif now - self._shown > QUIET_SECONDS or step == self._total:
       self._shown = now
       print(f'step {step}/{self._total}  {text}', flush=True)
+
+
+def peak(kind: str) -> float | None:
+  """Dense bfloat16 operations a second of a `device_kind`, by its vendor."""
+  return next((flops for name, flops in PEAKS if name in kind), None)
 
 
 def byte_report(what: str):

@@ -26,27 +26,26 @@ from crjax import (
   metrics,
   model,
   optim,
+  runtime,
   sft,
   tokenizer,
 )
-from crjax.inputs import DTYPES, first_params, load_frozen, open_inputs
-from crjax.sharding import make_mesh, tree_shardings
+from crjax.inputs import (
+  DTYPES,
+  first_params,
+  load_frozen,
+  open_examples,
+  open_inputs,
+  parse_flags,
+)
+from crjax.sharding import make_mesh, on_host, tree_shardings
 
 
 def train_sft(c):
   """Builds the parts of an SFT run and hands them to `sft.run`."""
   tok, cfg, load = open_inputs(c)
   mesh = make_mesh(c.mesh)
-  batches = data.examples(
-    c.data,
-    tok,
-    batch=c.batch,
-    length=c.length,
-    seed=c.seed,
-    pad_id=tok.pad_token_id,
-    thinking=c.thinking,
-    packed=c.packed,
-  )
+  batches = open_examples(c, tok)
   steps = max(int(c.epochs * batches.rows / c.batch), 1)
   optimizer, rate = make_optimizer(c, updates=steps)
   with jax.set_mesh(mesh), checkpoint.open_manager(c.workdir, keep=c.keep) as m:
@@ -58,6 +57,9 @@ def train_sft(c):
       micro=c.micro,
       dtype=DTYPES[c.dtype],
       remat=c.remat,
+      chunk=c.chunk,
+      ema=c.ema,
+      offload=c.offload,
     )
     state = start(c, m, mesh, cfg, load, optimizer, batches)
     with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
@@ -66,6 +68,7 @@ def train_sft(c):
         state,
         batches,
         save=saver(c, m, steps),
+        count=functools.partial(sft.count, cfg),
         due=functools.partial(due, c, steps=steps),
         steps=steps,
       )
@@ -140,6 +143,7 @@ def train_grpo(c):
       )
 
 
+MASTERS = {'float32': False, 'split': True}
 TASKS = {'sft': train_sft, 'grpo': train_grpo}
 
 
@@ -157,6 +161,7 @@ def make_optimizer(c, *, updates: int):
     betas=tuple(c.betas),
     weight_decay=c.weight_decay,
     max_norm=c.max_norm,
+    moments=tuple(c.moments),
   )
   return optimizer, rate
 
@@ -166,10 +171,18 @@ def start(c, manager, mesh, cfg, load, optimizer, batches):
 
   Also moves `batches` to the position that belongs to the state.
   """
-  make = functools.partial(optim.init_state, optimizer, seed=c.seed)
+  make = functools.partial(
+    optim.init_state,
+    optimizer,
+    seed=c.seed,
+    split=MASTERS[c.masters],
+    ema=bool(c.get('ema')),
+  )
   whole = hf.abstract(cfg)
   abstract = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
   shardings = tree_shardings(abstract, mesh)
+  if c.get('offload'):
+    shardings |= {'opt': on_host(abstract['opt'], shardings['opt'])}
   found = checkpoint.restore(
     manager,
     jax.tree.map(
@@ -224,11 +237,17 @@ def open_log(c, state, steps: int):
   if jax.process_index():
     yield lambda *_, **__: None
     return
-  first = int(jax.device_get(state['step']))
-  with metrics.Writer(c.workdir, start_step=first, total_steps=steps) as writer:
+  with metrics.Writer(
+    c.workdir,
+    start_step=int(jax.device_get(state['step'])),
+    total_steps=steps,
+    chips=jax.device_count(),
+    peak=metrics.peak(jax.devices()[0].device_kind),
+  ) as writer:
 
-    def log(step, scalars, tokens, rows=()):
-      writer.write(step, {k: float(v) for k, v in scalars.items()}, tokens)
+    def log(step, scalars, tokens, rows=(), **counts):
+      numbers = {k: float(v) for k, v in scalars.items()}
+      writer.write(step, numbers, tokens, **counts)
       if rows and (step % c.samples_every == 0 or step == steps):
         writer.samples(step, rows)
 
@@ -243,6 +262,7 @@ def define_flags():
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
+  runtime.prepare()
   if flags.FLAGS.distributed:
     jax.distributed.initialize()
   config = flags.FLAGS.config
@@ -251,4 +271,4 @@ def main(_):
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)
