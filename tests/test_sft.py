@@ -264,3 +264,45 @@ def torch_loss(theirs, batch):
       of_targets = logp.gather(1, ids[0, 1:, None])[:, 0]
       total, count = total - of_targets[on].sum(), count + int(on.sum())
   return total / count
+
+
+def test_numbers_are_written_while_the_next_step_runs():
+  """And before a checkpoint, which a resumed run's log must reach up to."""
+  events = []
+  state, step = build(SGD)
+
+  def update(state, batch):
+    events.append('update')
+    return step(state, gather(batch))
+
+  def log(n, metrics, *, tokens, slots, flops):
+    events.append(n)
+    assert isinstance(float(metrics['loss']), float)
+    assert 0 < tokens < slots and flops > 0
+
+  sft.run(
+    state,
+    iter([rows(found(seed=seed)) for seed in range(5)]),
+    mesh=make_mesh((1, 1, 1), jax.devices()[:1]),
+    update=update,
+    count=lambda batch: sft.count(CFG, batch),
+    log=log,
+    save=lambda n, *_: events.append(f'save {n}'),
+    due=lambda n: n in (3, 5),
+    steps=5,
+  )
+  assert events == [
+    'save 0',
+    *('update', 'update', 1, 'update', 2, 3, 'save 3'),
+    *('update', 'update', 4, 5, 'save 5'),
+  ]
+
+
+def test_work_is_counted_by_what_sees_what():
+  """Examples of 2 and 3 tokens in a row of 6: 3 + 6 pairs, not 15 or 21."""
+  two, three = (Example(np.arange(n, dtype=np.int32), 1) for n in (2, 3))
+  one = sft.count(CFG, data.lay_out([[two, three]], 6, 0))
+  apart = sft.count(CFG, data.lay_out([[two], [three]], 6, 0))
+  assert (one['tokens'], one['slots'], apart['slots']) == (5, 6, 12)
+  assert one['flops'] == apart['flops']
+  assert one['flops'] == model.train_flops(CFG, tokens=5, pairs=9, targets=3)
