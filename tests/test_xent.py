@@ -102,6 +102,19 @@ def test_an_odd_batch_and_an_odd_vocabulary_stay_whole(way):
       close(run(f), expected)
 
 
+@pytest.mark.parametrize('mesh', [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_an_entropy_bonus_has_the_gradient_of_the_logits(mesh):
+  def bonus(logps, x, w):
+    logp, entropy = logps(x, w, TARGETS)
+    return losses.masked_sum(WEIGHT * (logp + 3 * entropy), MASK), {}
+
+  by_rows = functools.partial(xent.token_logp, temperature=0.7, chunk=8)
+  devices = jax.devices()[: np.prod(mesh)]
+  with jax.set_mesh(make_mesh(mesh, devices)):
+    got = gradients(functools.partial(bonus, by_rows))
+  close(got, gradients(functools.partial(bonus, lambda *a: dense(*a, 0.7))))
+
+
 def test_without_a_gradient_the_fused_loss_is_the_same():
   run = jax.jit(functools.partial(fused, chunk=8, temperature=0.7))
   close(run(X, W), want()[0])
