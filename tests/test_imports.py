@@ -23,7 +23,7 @@ ROWS = [
   },
   {'attention', 'rewards', 'data', 'evals', 'objectives', 'watch'},
   {'model', 'curriculum'},
-  {'hf', 'sampling', 'engine', 'checkpoint'},
+  {'hf', 'sampling', 'decoding', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'policy', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
 ]
@@ -31,8 +31,10 @@ ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
 WITHIN = {
   ('evals', 'rewards'),
-  ('engine', 'sampling'),
+  ('decoding', 'sampling'),
+  ('engine', 'decoding'),
   ('train', 'inputs'),
+  ('generate', 'export'),
 }
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
