@@ -1,5 +1,7 @@
 """The engine gives what decoding each request alone would give."""
 
+import collections
+import dataclasses
 import functools
 
 import jax
