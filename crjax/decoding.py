@@ -162,21 +162,15 @@ def move(rows, token_B):
 
 def draw(params, x_BD, rows):
   """(token_B, logp_B); no end token before `least` are there."""
-  logits_BV = model.logits(params, x_BD[:, None])[:, 0]
-  early_B = rows['count'] < rows['least']
-  stop_BE, B = rows['stop_BE'], x_BD.shape[0]
-  forbid = lambda z_BV: z_BV.at[
-    jnp.arange(B)[:, None],
-    jnp.where(early_B[:, None] & (stop_BE >= 0), stop_BE, z_BV.shape[1]),
-  ].set(-jnp.inf, mode='drop')
-  logits_BV = jax.lax.cond(early_B.any(), forbid, lambda z: z, logits_BV)
   keys_B = jax.vmap(jax.random.fold_in)(
     jax.random.wrap_key_data(rows['key']), rows['count']
   )
+  early_B1 = (rows['count'] < rows['least'])[:, None]
   return sampling.draw(
-    logits_BV,
+    model.logits(params, x_BD[:, None])[:, 0],
     keys_B,
     *(rows[name] for name in ('temperature', 'top_p', 'top_k', 'min_p')),
+    banned_BE=jnp.where(early_B1, rows['stop_BE'], -1),
   )
 
 

@@ -79,8 +79,9 @@ def make_complete(
 ):
   """`complete` for `run`, from the decode copy `params`.
 
-  `batch` completions at a time, longest prompts first. Noise depends on the
-  prompt's place in the data, not on what is sampled beside it.
+  `batch` completions at a time, of prompts whose last completions were longest
+  first. Noise depends on the prompt's place in the data, not on what is sampled
+  beside it.
   """
   made = engine.make(
     cfg,
@@ -90,6 +91,7 @@ def make_complete(
     length=prompt_length + completion_length,
     stop_ids=tokenizer.stop_ids(tok),
   )
+  longest = {}  # completion of each prompt so far
 
   def complete(prompts, temperature, rollouts):
     encode = functools.partial(tokenizer.encode_prompt, tok, thinking=thinking)
@@ -97,17 +99,26 @@ def make_complete(
     fits = [i for i, x in enumerate(encoded) if len(x) <= prompt_length]
     fits.sort(key=lambda i: -len(encoded[i]))
     knobs = engine.Knobs(temperature)
-    asked = [
-      engine.Request(encoded[i], i, r, knobs, most=completion_length)
+    asked = engine.longest_first(
+      engine.Request(
+        encoded[i],
+        i,
+        r,
+        knobs,
+        most=completion_length,
+        expected=longest.get(i, 0.0),
+      )
       for i in fits
       for r in range(rollouts)
-    ]
+    )
     texts = [None] * (len(prompts) * rollouts)
     truncated = np.zeros(len(texts), bool)
     pieces = engine.stream(made, params, asked, key=jax.random.key(seed))
     began = time.monotonic()
     for n, done in enumerate(engine.completions(pieces), start=1):
-      slot = done.request.question * rollouts + done.request.rollout
+      i = done.request.question
+      longest[i] = max(longest.get(i, 0.0), len(done.tokens))
+      slot = i * rollouts + done.request.rollout
       truncated[slot] = done.finish == 'length'
       # Without the end token.
       length = len(done.tokens) - (done.finish == 'stop')

@@ -28,7 +28,11 @@ from crjax import engine, export, hf, sampling, tokenizer
 from crjax.sharding import make_mesh
 
 FLAGS = flags.FLAGS
-DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
+DTYPES = {
+  'bfloat16': jnp.bfloat16,
+  'float32': jnp.float32,
+  'int8': jnp.int8,  # weights of the layers; the rest is bfloat16
+}
 
 
 def read_prompts(path, tok, vocabulary: int) -> list[dict]:
@@ -102,7 +106,9 @@ def find(name, mesh, dtype):
   else:
     found = hf.inspect(name)
     cfg, path = found.cfg, found.place.path
-    read = lambda: hf.load(found, mesh, dtype=dtype)
+    read = lambda: hf.load(
+      found, mesh, dtype=jnp.bfloat16 if dtype == jnp.int8 else dtype
+    )
   decode_copy = sampling.make_decode_copy(cfg, mesh, dtype)
   return cfg, path, lambda: decode_copy(read())
 

@@ -67,15 +67,19 @@ def greedy(cfg, params, tokens_BP, steps: int):
   return jax.lax.scan(step, start, jnp.arange(steps))[1].swapaxes(0, 1)
 
 
-def draw(logits_BV, keys_B, temperature, top_p=1.0, top_k=0, min_p=0.0):
+def draw(
+  logits_BV, keys_B, temperature, top_p=1.0, top_k=0, min_p=0.0, banned_BE=None
+):
   """(token_B, logp_B) from softmax(logits / temperature), cut by three knobs.
 
-  The knobs are scalars or have a value a row; temperature 0 is greedy. The
-  log-prob is that of the cut, renormalised distribution.
+  The knobs are scalars or have a value a row; temperature 0 is greedy. Tokens
+  `banned_BE` are not drawn (-1 is none). The log-prob is that of what is left,
+  renormalised.
 
   Gumbel-max in two stages, over the columns of the vocabulary laid out as a
   table, then over the rows of the column that was drawn: exact, for R + C
-  random numbers instead of R x C (2,438 of 151,936).
+  random numbers instead of R x C (2,438 of 151,936). No step writes an array as
+  large as the logits: at such a vocabulary that costs what the product does.
   """
   B, V = logits_BV.shape
   temperature, top_p, top_k, min_p = (
@@ -84,22 +88,25 @@ def draw(logits_BV, keys_B, temperature, top_p=1.0, top_k=0, min_p=0.0):
   )
   greedy = temperature == 0
   z_BV = logits_BV / jnp.where(greedy, 1.0, temperature)
-  cut = (top_p < 1) | (min_p > 0) | ((top_k > 0) & (top_k < V))
-  z_BV = jax.lax.cond(
-    (cut & ~greedy).any(),
-    lambda z: jnp.where(greedy, z, truncate(z, top_p, top_k, min_p)),
-    lambda z: z,
-    z_BV,
-  )
-  z_BRC = table(z_BV)
-  _, R, C = z_BRC.shape
+  for e in range(0 if banned_BE is None else banned_BE.shape[1]):
+    z_BV = jnp.where(jnp.arange(V) == banned_BE[:, e, None], -jnp.inf, z_BV)
   top_B1 = largest(z_BV)
+  cut = (top_p < 1) | (min_p > 0) | ((top_k > 0) & (top_k < V))
+  nothing_B1 = jnp.full((B, 1), -jnp.inf)
+  floor_B1 = jax.lax.cond(
+    (cut & ~greedy).any(),
+    lambda: jnp.where(greedy, nothing_B1, floor(z_BV, top_p, top_k, min_p)),
+    lambda: nothing_B1,
+  )
+  none_B1 = jnp.zeros((B, 1), jnp.int32)
+  best_B1 = jax.lax.cond(
+    greedy.any(), lambda: first(z_BV, top_B1), lambda: none_B1
+  )
+  z_BRC = table(jnp.where(z_BV >= floor_B1, z_BV, -jnp.inf))
+  _, R, C = z_BRC.shape
   mass_BC = jnp.exp(z_BRC - top_B1[..., None]).sum(1)
   noise = jax.vmap(lambda key: jax.random.gumbel(key, (R + C,), jnp.float32))
   noise_BC, noise_BR = jnp.split(noise(keys_B), [C], axis=1)
-  best_B1 = jax.lax.cond(
-    greedy.any(), first, lambda *_: jnp.zeros((B, 1), jnp.int32), z_BV, top_B1
-  )
   pick = lambda x: jnp.argmax(x, axis=-1, keepdims=True).astype(jnp.int32)
   column_B1 = pick(jnp.log(mass_BC) + noise_BC)
   column_B1 = jnp.where(greedy, best_B1 % C, column_B1)
@@ -135,8 +142,8 @@ def first(z_BV, top_B1):
   return table(id_BV).min(1).min(1, keepdims=True)
 
 
-def truncate(z_BV, top_p, top_k, min_p=0.0):
-  """-inf outside the top_k largest, the top_p nucleus, and under min_p.
+def floor(z_BV, top_p, top_k, min_p=0.0):
+  """[B, 1]: the least logit of the top_k, of the top_p nucleus, above min_p.
 
   The nucleus is the smallest set of most likely tokens whose mass reaches
   top_p, taken after top-k, as in Transformers and vLLM; min_p is a share of the
@@ -144,24 +151,30 @@ def truncate(z_BV, top_p, top_k, min_p=0.0):
   or [B, 1]. Nothing is sorted: the floor of a set is found bit by bit.
   """
   V = z_BV.shape[1]
-  key_BV = ordered(z_BV)
+  key_BV, top_B1 = ordered(z_BV), largest(z_BV)
   k = jnp.where((top_k > 0) & (top_k < V), top_k, V)
   above = lambda x_BV, key_B1: total(jnp.where(key_BV > key_B1, x_BV, 0))
   one_BV = jnp.ones_like(key_BV)
-  kept_BV = key_BV >= lowest(lambda key_B1: above(one_BV, key_B1) < k, z_BV)
-  p_BV = jnp.exp(z_BV - largest(z_BV))
-  mass_BV = jnp.where(kept_BV, p_BV, 0)
+  k_B1 = lowest(lambda key_B1: above(one_BV, key_B1) < k, z_BV)
+  mass_BV = jnp.where(key_BV >= k_B1, jnp.exp(z_BV - top_B1), 0)
   # At least the most likely token; and 1 keeps all, whatever rounding says.
   p_B1 = jnp.where(top_p < 1, jnp.maximum(top_p, 1e-30), 2) * total(mass_BV)
-  floor_B1 = lowest(lambda key_B1: above(mass_BV, key_B1) < p_B1, z_BV)
-  kept_BV &= key_BV >= floor_B1
-  return jnp.where(kept_BV & (p_BV >= min_p), z_BV, -jnp.inf)
+  p_B1 = lowest(lambda key_B1: above(mass_BV, key_B1) < p_B1, z_BV)
+  share_B1 = top_B1 + jnp.log(jnp.minimum(min_p, 1.0))
+  return jnp.maximum(number(jnp.maximum(k_B1, p_B1)), share_B1)
 
 
 def ordered(x):
   """int32 that compare as the float32 numbers do."""
   bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.int32)  # -0 is 0.
   return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def number(key):
+  """The float32 of an `ordered` int32, -inf below all."""
+  key = jnp.maximum(key, ordered(jnp.float32(-jnp.inf)))
+  bits = jnp.where(key < 0, key ^ 0x7FFFFFFF, key)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def lowest(holds, z_BV):

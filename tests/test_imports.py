@@ -19,6 +19,7 @@ ROWS = [
     'execution',
     'files',
     'lora',
+    'int8',
     'branches',
   },
   {'attention', 'rewards', 'data', 'evals', 'objectives', 'watch'},
