@@ -22,7 +22,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from crjax import flash, xent
+from crjax import flash, int8, xent
 from crjax.attention import Yarn, attend, attend_parts, rope, visible
 from crjax.lora import MARK, Lora, merge
 from crjax.sharding import shard, suffix
@@ -100,6 +100,9 @@ def linear(module, cfg, x, name: str, read: str, written: str, fan_in: int):
   shape, init = size(read + written), normal(fan_in)
   w = weight(module, f'{name}_{read}{written}', shape, x.dtype, init)
   y = jnp.einsum(f'BT{read},{read}{written}->BT{written}', x, w)
+  scale = int8.scale_name(name, written)
+  if module.has_variable('params', scale):  # Only where `unstack` put it.
+    y *= weight(module, scale, size(written), x.dtype, ONES)
   if cfg.lora is None or name not in cfg.lora.targets:
     return y
   rank, mark = (cfg.lora.rank,), f'{name}{MARK}'
@@ -392,16 +395,21 @@ def fused_loss(
 def unstack(params, dtype, adapters: Lora | None = None):
   """The decode copy: `layers` a list, matrices cast, norm scales float32.
 
+  Of dtype int8 are the matrices of the layers alone, see int8.py; it computes
+  in bfloat16 then.
   Decoding by a scan over stacked weights copies every weight at every token.
   Adapters are merged into their matrices: `step` runs the base model.
   """
   params = merge(params, adapters)
-  params = jax.tree.map_with_path(
-    lambda path, x: x.astype(dtype) if suffix(path[-1].key) else x, params
+  compute = jnp.bfloat16 if dtype == jnp.int8 else dtype
+  cast = lambda tree: jax.tree.map_with_path(
+    lambda path, x: x.astype(compute) if suffix(path[-1].key) else x, tree
   )
+  finish = int8.quantize if dtype == jnp.int8 else cast
   L = params['layers']['pre_attn']['scale'].shape[0]
   layer = lambda i: jax.tree.map(lambda x: x[i], params['layers'])
-  return params | {'layers': [layer(i) for i in range(L)]}
+  layers = [finish(layer(i)) for i in range(L)]
+  return cast(params | {'layers': []}) | {'layers': layers}
 
 
 def new_cache(cfg: Config, B: int, S: int, dtype):

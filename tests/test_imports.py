@@ -20,6 +20,7 @@ ROWS = [
     'execution',
     'files',
     'lora',
+    'int8',
     'branches',
   },
   {
@@ -34,7 +35,7 @@ ROWS = [
     'watch',
   },
   {'model', 'optim', 'curriculum'},
-  {'hf', 'sampling', 'engine', 'checkpoint'},
+  {'hf', 'sampling', 'decoding', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'policy', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
 ]
@@ -43,8 +44,10 @@ ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 WITHIN = {
   ('evals', 'rewards'),
   ('data', 'examples'),
-  ('engine', 'sampling'),
+  ('decoding', 'sampling'),
+  ('engine', 'decoding'),
   ('train', 'inputs'),
+  ('generate', 'export'),
 }
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
