@@ -28,27 +28,27 @@ from crjax import (
   objectives,
   optim,
   policy,
+  runtime,
   sft,
   tokenizer,
   watch,
 )
-from crjax.inputs import DTYPES, first_params, load_frozen, open_inputs
-from crjax.sharding import make_mesh, tree_shardings
+from crjax.inputs import (
+  DTYPES,
+  first_params,
+  load_frozen,
+  open_examples,
+  open_inputs,
+  parse_flags,
+)
+from crjax.sharding import make_mesh, on_host, tree_shardings
 
 
 def train_sft(c):
   """Builds the parts of an SFT run and hands them to `sft.run`."""
   tok, cfg, load = open_inputs(c)
   mesh = make_mesh(c.mesh)
-  batches = data.examples(
-    c.data,
-    tok,
-    batch=c.batch,
-    length=c.length,
-    seed=c.seed,
-    pad_id=tok.pad_token_id,
-    thinking=c.thinking,
-  )
+  batches = open_examples(c, tok)
   steps = max(int(c.epochs * batches.rows / c.batch), 1)
   optimizer, rate = make_optimizer(c, updates=steps)
   with jax.set_mesh(mesh), checkpoint.open_manager(c.workdir, keep=c.keep) as m:
@@ -60,11 +60,21 @@ def train_sft(c):
       micro=c.micro,
       dtype=DTYPES[c.dtype],
       remat=c.remat,
+      chunk=c.chunk,
+      ema=c.ema,
+      offload=c.offload,
     )
     state = start(c, m, mesh, cfg, load, optimizer, batches)
     with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
       run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
-      run(state, batches, save=saver(c, m, steps), steps=steps)
+      run(
+        state,
+        batches,
+        save=saver(c, m, steps),
+        count=functools.partial(sft.count, cfg),
+        due=functools.partial(due, c, steps=steps),
+        steps=steps,
+      )
 
 
 def train_grpo(c):
@@ -200,6 +210,7 @@ def old_logp(c) -> str:
   return 'scored' if c.minibatches > 1 else 'now'
 
 
+MASTERS = {'float32': False, 'split': True}
 TASKS = {'sft': train_sft, 'grpo': train_grpo}
 
 
@@ -217,6 +228,7 @@ def make_optimizer(c, *, updates: int):
     betas=tuple(c.betas),
     weight_decay=c.weight_decay,
     max_norm=c.max_norm,
+    moments=tuple(c.moments),
   )
   return optimizer, rate
 
@@ -228,11 +240,18 @@ def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
   `optim.init_state`.
   """
   make = functools.partial(
-    optim.init_state, optimizer, seed=c.seed, scalars=scalars
+    optim.init_state,
+    optimizer,
+    seed=c.seed,
+    split=MASTERS[c.masters],
+    ema=bool(c.get('ema')),
+    scalars=scalars,
   )
   whole = hf.abstract(cfg)
   abstract = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
   shardings = tree_shardings(abstract, mesh)
+  if c.get('offload'):
+    shardings |= {'opt': on_host(abstract['opt'], shardings['opt'])}
   found = checkpoint.restore(
     manager,
     jax.tree.map(
@@ -258,15 +277,21 @@ def note_sandbox(c, report):
   print(f'{c.task}: programs run at isolation level {report["level"]}')
 
 
-def saver(c, manager, steps: int):
-  """(step, state, batches) -> None: writes every c.save_every and at the end.
+def due(c, step: int, steps: int) -> bool:
+  """Whether the state of a step is kept: every c.save_every, and the last.
 
   Step 0 is kept for a random start: it exists nowhere else.
   """
+  if step == 0:
+    return not c.model
+  return step % c.save_every == 0 or step == steps
+
+
+def saver(c, manager, steps: int):
+  """(step, state, batches) -> None: writes where it is `due`."""
 
   def save(step, state, batches):
-    first = step == 0 and not c.model
-    if first or (step and (step % c.save_every == 0 or step == steps)):
+    if due(c, step, steps):
       checkpoint.save(manager, step, state, batches.get_state())
 
   return save
@@ -281,13 +306,18 @@ def open_log(c, state, steps: int, alarms=lambda lines: {}):
   if jax.process_index():
     yield lambda *_, **__: None
     return
-  first = int(jax.device_get(state['step']))
   with metrics.Writer(
-    c.workdir, start_step=first, total_steps=steps, alarms=alarms
+    c.workdir,
+    start_step=int(jax.device_get(state['step'])),
+    total_steps=steps,
+    chips=jax.device_count(),
+    peak=metrics.peak(jax.devices()[0].device_kind),
+    alarms=alarms,
   ) as writer:
 
-    def log(step, scalars, tokens, rows=()):
-      writer.write(step, {k: float(v) for k, v in scalars.items()}, tokens)
+    def log(step, scalars, tokens, rows=(), **counts):
+      numbers = {k: float(v) for k, v in scalars.items()}
+      writer.write(step, numbers, tokens, **counts)
       if rows and (step % c.samples_every == 0 or step == steps):
         writer.samples(step, rows)
 
@@ -302,6 +332,7 @@ def define_flags():
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
+  runtime.prepare()
   if flags.FLAGS.distributed:
     jax.distributed.initialize()
   config = flags.FLAGS.config
@@ -310,4 +341,4 @@ def main(_):
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -12,28 +12,39 @@ ROWS = [
   {
     'sharding',
     'losses',
+    'xent',
     'advantages',
-    'optim',
     'metrics',
     'tokenizer',
+    'runtime',
     'execution',
     'files',
     'lora',
     'branches',
   },
-  {'attention', 'rewards', 'data', 'evals', 'objectives', 'watch'},
-  {'model', 'curriculum'},
+  {
+    'attention',
+    'flash',
+    'masters',
+    'rewards',
+    'examples',
+    'data',
+    'evals',
+    'objectives',
+    'watch',
+  },
+  {'model', 'optim', 'curriculum'},
   {'hf', 'sampling', 'checkpoint'},
   {'sft', 'grpo', 'policy', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
-WITHIN = {('evals', 'rewards'), ('train', 'inputs')}
+WITHIN = {('evals', 'rewards'), ('data', 'examples'), ('train', 'inputs')}
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}
-PURE = {'losses', 'objectives', 'advantages', 'branches', 'model'}
+PURE = {'losses', 'xent', 'objectives', 'advantages', 'branches', 'model'}
 
 
 def imports(path):

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 
+import datasets
 import jax
 import numpy as np
 import pytest
 
-from crjax import checkpoint, hf, model, tokenizer
+from crjax import checkpoint, data, hf, model, tokenizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = model.Config(V=512, L=1, D=32, F=48, N=2, K=1, H=16, tied=True)
@@ -23,6 +24,8 @@ TWO_DEVICES = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
 def command(config, **values):
   flags = [f'--config.{k}={v}' for k, v in values.items()]
   path = ROOT / 'configs' / f'{config}.py'
+  if isinstance(config, pathlib.Path):
+    path = config
   return [sys.executable, '-m', 'crjax.train', f'--config={path}', *flags]
 
 
@@ -107,6 +110,35 @@ def policy(tmp_path_factory, smoke_data):
   return path
 
 
+MIXTURE = """
+import importlib.util
+
+def get_config():
+  spec = importlib.util.spec_from_file_location('smoke', {smoke!r})
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  c = module.get_config()
+  with c.ignore_type():
+    c.data = (({few!r}, 2.0), ({many!r}, 1.0))
+  return c
+"""
+
+
+@pytest.fixture(scope='module')
+def mixture(smoke_data, tmp_path_factory):
+  """A config of two data sets, in two kinds of files."""
+  out = tmp_path_factory.mktemp('mixture')
+  rows = data.read(smoke_data / 'sft_train.parquet', {'messages'})
+  rows = [{'messages': row['messages']} for row in rows]
+  few, many = out / 'few.jsonl', out / 'many.parquet'
+  few.write_text(''.join(json.dumps(row) + '\n' for row in rows[:40]))
+  datasets.Dataset.from_list(rows[40:]).to_parquet(str(many))
+  path = out / 'mixture.py'
+  smoke = str(ROOT / 'configs' / 'sft_smoke.py')
+  path.write_text(MIXTURE.format(smoke=smoke, few=str(few), many=str(many)))
+  return path
+
+
 def sft_args(smoke_data, workdir):
   values = {
     'data': smoke_data / 'sft_train.parquet',
@@ -134,9 +166,27 @@ def grpo_args(smoke_data, policy, workdir, **more):
   return command('grpo_smoke', **values | more)
 
 
-def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, tmp_path):
-  whole = sft_args(smoke_data, tmp_path / 'whole')
-  cut = sft_args(smoke_data, tmp_path / 'cut')
+def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, mixture, tmp_path):
+  """Of a mixture, packed, each step in two slices, its moments in bfloat16."""
+
+  def args(workdir):
+    values = {
+      'tokenizer': smoke_data / 'tokenizer',
+      'workdir': workdir,
+      'batch': 4,
+      'micro': 2,
+      'packed': True,
+      'length': 400,
+      'epochs': 3,
+      'save_every': 5,
+      'optimizer': 'adamw',
+      'moments': "('bfloat16', 'bfloat16')",
+      'masters': 'split',
+      'dtype': 'bfloat16',
+    }
+    return command(mixture, **values) + TINY
+
+  whole, cut = args(tmp_path / 'whole'), args(tmp_path / 'cut')
   code, output = finish(whole)
   assert code == 0, output
   last = steps_logged(tmp_path / 'whole')[-1]['step']
@@ -221,8 +271,18 @@ def test_missing_inputs_are_named_with_the_way_to_get_them(config, tmp_path):
 def test_a_typo_in_a_field_is_named(tmp_path):
   code, output = finish(command('sft_smoke', bacth=4))
   assert code != 0
-  assert 'bacth' in output
-  assert 'batch' in output  # "Did you mean".
+  assert 'Did you mean "batch" instead of "bacth"?' in output
+  assert 'Traceback' not in output
+
+
+def test_bad_rows_end_a_run_with_their_place(smoke_data, tmp_path):
+  bad = tmp_path / 'bad.jsonl'
+  bad.write_text('{"messages": [{"role": "usr", "content": "x"}]}\n')
+  args = [*sft_args(smoke_data, tmp_path / 'run'), f'--config.data={bad}']
+  code, output = finish(args)
+  assert code != 0
+  assert "bad.jsonl row 0: messages[0].role is 'usr'" in output
+  assert 'Traceback' not in output
 
 
 def test_the_vocabulary_must_hold_the_tokenizer(smoke_data, tmp_path):
