@@ -1,5 +1,6 @@
 """The update: equal to separate rows, whatever the slices and the mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -266,3 +267,45 @@ def test_entropy_is_steered_towards_its_target():
   assert float(gather(high.state['entropy_coef'])) == pytest.approx(0.025)
   low.update(batch)
   assert float(gather(low.state['entropy_coef'])) == 0
+
+
+def temporary_bytes(V, T=4096):
+  """What the gradient of one row a device needs beside its arguments."""
+  cfg = dataclasses.replace(CFG, V=V, L=1)
+  mesh = make_mesh((1, 8, 1))
+  score = policy.make_score(
+    cfg, temperature=1.0, dtype=jnp.float32, remat='full'
+  )
+  choices = {k: PRESETS['crjax'][k] for k in LOSS}
+
+  def loss(params, batch):
+    logp_BC, entropy_BC = score(params, batch, None)
+    old_BC, ref_BC = jax.lax.stop_gradient(logp_BC), batch.ref_logp_BC
+    rest = (batch.logp_BC, batch.adv_BC, batch.weight_BC, batch.seq_BC)
+    return objectives.policy_loss(
+      logp_BC, entropy_BC, old_BC, ref_BC, *rest, **choices
+    )[0]
+
+  shapes = jax.eval_shape(functools.partial(model.init, cfg), jax.random.key(0))
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    tree_shardings(shapes, mesh),
+  )
+  rows = jax.NamedSharding(mesh, jax.P(('data', 'fsdp')))
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((8, T), x.dtype, sharding=rows),
+    pack([[]]),
+  )
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(jax.grad(loss)).lower(abstract, batch).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_does_not_grow_with_the_vocabulary():
+  small, large = temporary_bytes(16_384), temporary_bytes(152_064)
+  logits = 4 * 4096 * 152_064
+  print(f'temporary MB a device: {small / 1e6:.0f} of V=16,384, ', end='')
+  print(f'{large / 1e6:.0f} of V=152,064; its logits are {logits / 1e6:.0f}')
+  assert large < 1.1 * small
+  assert large < logits / 2

@@ -166,7 +166,7 @@ def our_step(cfg, params, preset):
     asked,
     rolled,
     rewards_QR,
-    advantage(rewards_QR, rolled),
+    advantage(asked, rolled, rewards_QR),
     groups=Q,
     minibatches=1,
     length=P + 2 * C,
