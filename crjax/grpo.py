@@ -174,7 +174,7 @@ def make_advantage(
 
   `overlong`: the last tokens before the `limit` that cost reward, see
   `advantages.soft_overlong`. `penalty`: what `kl_coef` times costs reward, see
-  `policy.make_penalty`; None for nothing.
+  `policy.make_penalty`; None for nothing. Canaries have no advantage.
   """
 
   def advantage(questions, rolled, rewards_QR):
@@ -184,6 +184,8 @@ def make_advantage(
     )
     if penalty is not None:
       shaped_QR = shaped_QR - kl_coef * penalty(questions, rolled)
+    probe_Q = [task['id'].startswith(data.CANARY) for task in questions.tasks]
+    shaped_QR = np.where(np.array(probe_Q)[:, None], np.nan, shaped_QR)
     return advantages.ADVANTAGES[name](shaped_QR, eps)
 
   return advantage

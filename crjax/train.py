@@ -128,6 +128,7 @@ def open_prompts(c, tok):
     seed=c.seed,
     pad_id=tok.pad_token_id,
     thinking=c.thinking,
+    canaries=c.canaries,
   )
   if not c.pools:
     return prompts

@@ -22,7 +22,9 @@ def questions():
   mask_QP = np.arange(P) >= P - length_Q1
   tokens_QP = rng.integers(2, CFG.V, (Q, P)) * mask_QP
   ids_Q = np.arange(Q, dtype=np.int32)
-  return data.Prompts(tokens_QP.astype(np.int32), mask_QP, ids_Q, [{}] * Q)
+  return data.Prompts(
+    tokens_QP.astype(np.int32), mask_QP, ids_Q, [{'id': 'q'}] * Q
+  )
 
 
 class Setup:
@@ -218,6 +220,16 @@ def test_the_end_of_the_limit_costs_reward():
   length_QR = rolled.mask_BT.sum(1).reshape(Q, R)
   want_QR = length_QR.mean(1, keepdims=True) - length_QR
   np.testing.assert_allclose(costly, want_QR / C, atol=1e-6)
+
+
+def test_a_canary_that_sings_is_not_rewarded():
+  asked, rolled = questions(), Setup().rollout(questions())
+  tasks = [{'id': 'a'}, {'id': data.CANARY + 'a'}, *asked.tasks[2:]]
+  advantage = grpo.make_advantage('dr-grpo', eps=0, limit=C, overlong=0)
+  rewards_QR = np.tile(np.float32([0, 0, 0, 1]), (Q, 1))
+  adv_QR = advantage(asked._replace(tasks=tasks), rolled, rewards_QR)
+  assert (adv_QR[1] == 0).all()
+  assert (adv_QR[[0, 2, 3]] != 0).all()
 
 
 def test_a_kl_in_the_reward_is_that_of_separate_rows():

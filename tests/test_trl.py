@@ -76,7 +76,7 @@ def sampled():
     mask_BT,
     np.ones(Q * R, bool),
   )
-  asked = data.Prompts(tokens_QP, mask_QP, ids_Q, [{}] * Q)
+  asked = data.Prompts(tokens_QP, mask_QP, ids_Q, [{'id': 'q'}] * Q)
   return asked, rolled, rewards_QR
 
 
