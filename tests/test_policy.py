@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs.grpo_presets import PRESETS
-from crjax import branches, model, objectives, optim, policy
+from crjax import attention, branches, model, objectives, optim, policy
 from crjax.sharding import gather, make_mesh, tree_shardings
 
 CFG = model.Config(V=32, L=2, D=16, F=24, N=4, K=2, H=8, tied=True)
@@ -155,6 +155,32 @@ def test_log_probs_and_gradients_are_those_of_separate_rows():
     at = batch.seq_BC[row] == seq
     for x_BC, x_BT in zip(got, want, strict=True):
       np.testing.assert_allclose(x_BC[row, at], of(x_BT, b), atol=1e-5)
+
+
+@pytest.mark.parametrize('block', [8, 13])
+def test_attention_by_blocks_is_attention(block):
+  batch = pack([completions()])
+  B, T = batch.tokens_BT.shape
+  mask_BTS = attention.visible(
+    jnp.arange(T), batch.group_BT, batch.group_BT, batch.branch_BT
+  )
+  keys = jax.random.split(jax.random.key(0), 4)
+  q_BTNH, w_BTNH = (jax.random.normal(k, (B, T, 4, 8)) for k in keys[:2])
+  k_BKSH, v_BKSH = (jax.random.normal(k, (B, 2, T, 8)) for k in keys[2:])
+  w_BTNH *= (batch.group_BT > 0)[..., None, None]  # Padding sees anything.
+  blocks = functools.partial(attention.attend_blocks, block=block)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def value_and_grad(attend, *qkv):
+    total = lambda q, k, v: (w_BTNH * attend(q, k, v, mask_BTS)).sum()
+    return jax.value_and_grad(total, (0, 1, 2))(*qkv)
+
+  got, want = (
+    value_and_grad(f, q_BTNH, k_BKSH, v_BKSH)
+    for f in (blocks, attention.attend)
+  )
+  assert_close(got[1], want[1])
+  assert float(got[0]) == pytest.approx(float(want[0]), abs=1e-3)
 
 
 @functools.cache
