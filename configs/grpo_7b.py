@@ -35,6 +35,7 @@ def get_config(preset='crjax'):
   c.steps = 200
   c.questions = 192  # Sampled a step; of these
   c.groups = 128  # so many are trained on, those with an advantage first.
+  c.canaries = 64  # Questions without an answer: a right one is an alarm.
   c.rounds = 4  # More are asked, so often, where groups lack a signal.
   c.pools = True  # Half solved questions are asked more; see curriculum.py.
   c.rollouts = 16

@@ -23,6 +23,7 @@ PRESETS = {
     'band': (0.5, 5.0),
     'kl': 'k3',
     'kl_coef': 0.0,
+    'kl_in': 'loss',  # Or 'reward'.
     'entropy_target': 0.0,  # Nats a token to be kept up by a bonus; 0: none.
     'minibatches': 1,
     'dynamic': True,  # False: only so many questions as are trained on.
@@ -65,8 +66,9 @@ PRESETS |= {
   'dr-grpo': preset(
     **PLAIN | {'advantage': 'dr-grpo'}, aggregation='length-normalised'
   ),
-  # arXiv 2402.14740: one update, at which the clipped ratio is REINFORCE.
-  'rloo': preset(**PLAIN | {'advantage': 'rloo'}),
+  # arXiv 2402.14740: one update, at which the clipped ratio is REINFORCE. With
+  # a kl_coef (0.05 in TRL) the KL is part of the reward.
+  'rloo': preset(**PLAIN | {'advantage': 'rloo'}, kl='k1', kl_in='reward'),
   # arXiv 2507.18071, bounds of verl's examples/gspo_trainer.
   'gspo': preset(
     **PLAIN | {'clip': (3e-4, 4e-4)},

@@ -32,6 +32,7 @@ def get_config(preset='crjax'):
   c.steps = 140
   c.questions = 32  # Sampled a step; of these
   c.groups = 16  # so many are trained on, those with an advantage first.
+  c.canaries = 0  # Questions without an answer: a right one is an alarm.
   c.rounds = 1  # More are asked, so often, where groups lack a signal.
   c.pools = False  # Half solved questions are asked more; see curriculum.py.
   c.rollouts = 8

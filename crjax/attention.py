@@ -138,3 +138,22 @@ def attend_parts(q_BTNH, parts, mask_BTS):
     y_BKGH += jnp.einsum('BKGS,BKSH->BKGH', some_BKGS, v_BKSH)
     start = end
   return y_BKGH.reshape(B, 1, N, H)
+
+
+def attend_blocks(q_BTNH, k_BKSH, v_BKSH, mask_BTS, block: int = 512):
+  """`attend` where no query sees a later key, a block of queries at a time.
+
+  The scores of long rows exist for one block; what comes after a block is not
+  read, which is half of it. The gradient computes the scores again.
+  """
+  T = q_BTNH.shape[1]
+  if T <= block:
+    return attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
+
+  def one(start, end):
+    q, mask = q_BTNH[:, start:end], mask_BTS[:, start:end, :end]
+    k, v = k_BKSH[:, :, :end], v_BKSH[:, :, :end]
+    return jax.checkpoint(attend)(q, k, v, mask)
+
+  parts = [one(i, min(i + block, T)) for i in range(0, T, block)]
+  return jnp.concatenate(parts, axis=1)

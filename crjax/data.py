@@ -7,6 +7,7 @@ the order does not depend on how many processes there are.
 """
 
 import bisect
+import hashlib
 from typing import NamedTuple
 
 import grain
@@ -14,6 +15,8 @@ import numpy as np
 
 from crjax import tokenizer
 from crjax.examples import load, read, report
+
+CANARY = 'canary/'  # The ids of questions without an answer start so.
 
 
 class Examples(NamedTuple):
@@ -175,16 +178,19 @@ def _describe(names, found, rows, weights, length):
 
 
 def prompts(
-  path, tok, *, questions, length, seed, pad_id, thinking=None
+  path, tok, *, questions, length, seed, pad_id, thinking=None, canaries=0
 ) -> Batches:
-  """Batches of Prompts; see `examples`."""
+  """Batches of Prompts; see `examples`. So many `canaries` are among them."""
+  found = read(path, {'id', 'kind', 'prompt', 'verify'})
+  outputs = [row for row in found if row['kind'] == 'output']
+  found += [canary(row) for row in outputs[:canaries]]
   rows = [
     (
       i,
       tokenizer.encode_prompt(tok, row['prompt'], thinking=thinking),
       task(row),
     )
-    for i, row in enumerate(read(path, {'id', 'kind', 'prompt', 'verify'}))
+    for i, row in enumerate(found)
   ]
   kept = _fitting(rows, lambda row: len(row[1]), length, path)
 
@@ -194,6 +200,16 @@ def prompts(
     return Prompts(tokens_QP, mask_QP, np.array(ids, np.int32), list(tasks))
 
   return Batches([kept], collate, batch=questions, seed=seed, names=[path])
+
+
+def canary(row) -> dict:
+  """The question of a row, with an answer that nobody can know.
+
+  A completion that is right has found a hole in the reward.
+  """
+  secret = hashlib.sha256(row['id'].encode()).hexdigest()
+  verify = row['verify'] | {'output': repr(secret)}
+  return row | {'id': CANARY + row['id'], 'verify': verify}
 
 
 def task(row) -> dict:

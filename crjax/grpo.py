@@ -32,7 +32,7 @@ def run(
     prompts: iterator of `data.Prompts`; its position belongs to the state.
     collect: (state, prompts) -> (Prompts, Rollout on the host, rewards_QR,
       rows of samples), see `make_collect`.
-    advantage: (rewards_QR, Rollout) -> adv_QR, see advantages.py.
+    advantage: (Prompts, Rollout, rewards_QR) -> adv_QR, see `make_advantage`.
     batch: (Prompts, Rollout, rewards_QR, adv_QR) -> Batch, see `make_batch`.
     update: (state, Batch on the host) -> (state, metrics on the device).
     log: called with (step, metrics, tokens sampled, rows of samples).
@@ -43,7 +43,7 @@ def run(
   save(start, state, prompts)
   for step in range(start + 1, steps + 1):
     questions, rolled, rewards_QR, rows = collect(state, prompts)
-    adv_QR = advantage(rewards_QR, rolled)
+    adv_QR = advantage(questions, rolled, rewards_QR)
     inputs = batch(questions, rolled, rewards_QR, adv_QR)
     state, metrics = update(state, inputs)
     host = watch.summarize(rewards_QR, adv_QR, rolled, rows)
@@ -231,18 +231,25 @@ def score(tasks_B, completions, tok, pool):
   ]
 
 
-def make_advantage(name: str, *, eps: float, limit: int, overlong: int):
-  """(rewards_QR, Rollout) -> adv_QR of `advantages.ADVANTAGES[name]`.
+def make_advantage(
+  name: str, *, eps: float, limit: int, overlong: int, kl_coef=0.0, penalty=None
+):
+  """(Prompts, Rollout, rewards_QR) -> adv_QR of `advantages.ADVANTAGES[name]`.
 
   `overlong`: the last tokens before the `limit` that cost reward, see
-  `advantages.soft_overlong`.
+  `advantages.soft_overlong`. `penalty`: what `kl_coef` times costs reward, see
+  `policy.make_penalty`; None for nothing. Canaries have no advantage.
   """
 
-  def advantage(rewards_QR, rolled):
+  def advantage(questions, rolled, rewards_QR):
     length_QR = rolled.mask_BT.sum(1).reshape(rewards_QR.shape)
     shaped_QR = advantages.soft_overlong(
       rewards_QR, length_QR, limit=limit, buffer=overlong
     )
+    if penalty is not None:
+      shaped_QR = shaped_QR - kl_coef * penalty(questions, rolled)
+    probe_Q = [task['id'].startswith(data.CANARY) for task in questions.tasks]
+    shaped_QR = np.where(np.array(probe_Q)[:, None], np.nan, shaped_QR)
     return advantages.ADVANTAGES[name](shaped_QR, eps)
 
   return advantage

@@ -23,7 +23,14 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from crjax import flash, int8, xent
-from crjax.attention import Yarn, attend, attend_parts, rope, visible
+from crjax.attention import (
+  Yarn,
+  attend,
+  attend_blocks,
+  attend_parts,
+  rope,
+  visible,
+)
 from crjax.lora import MARK, Lora, merge
 from crjax.sharding import shard, suffix
 
@@ -293,16 +300,16 @@ def forward(
   """
   if pos_BT is None:
     pos_BT = positions(segment_BT)
-  kernel = None
-  if branch_BT is None:  # Kernels know segments, not trees.
-    kernel = flash.find(cfg, *tokens_BT.shape, dtype)
-  if kernel is not None:
+  slot_T = jnp.arange(tokens_BT.shape[1])
+  kernel = flash.find(cfg, *tokens_BT.shape, dtype)
+  if branch_BT is not None:  # The kernels of flash.py do not know trees.
+    kernel = attend_blocks
+    mask = visible(slot_T, segment_BT, segment_BT, branch_BT)
+  elif kernel is not None:
     mask = segment_BT.astype(jnp.int32)
   else:
     packed = segment_BT.dtype != jnp.bool_
-    slot_T = jnp.arange(tokens_BT.shape[1])
-    segment = segment_BT if packed else None
-    mask = visible(slot_T, segment_BT, segment, branch_BT)
+    mask = visible(slot_T, segment_BT, segment_BT if packed else None)
   return Qwen(cfg, dtype, remat, kernel).apply(
     {'params': params}, tokens_BT, pos_BT, mask
   )

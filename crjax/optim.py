@@ -153,7 +153,7 @@ def make(
 
 
 def init_state(
-  optimizer, params, seed: int, scalars=(), *, split=False, ema=False
+  optimizer, params, seed: int, *, split=False, ema=False, scalars=()
 ):
   """The training state at step 0 around existing parameters.
 

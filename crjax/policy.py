@@ -4,9 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from crjax import lora, model, optim
-from crjax.sharding import put
+from crjax import lora, model, objectives, optim, xent
+from crjax.sharding import gather, put
 
 ENTROPY_STEP = 5e-3  # How fast the entropy coefficient follows its target.
 
@@ -27,7 +28,12 @@ def make_score(cfg, *, temperature: float, dtype, remat: str):
       remat=remat,
     )
     x_BCD = jnp.take_along_axis(x_BTD, batch.index_BC[..., None], axis=1)
-    return model.logps(whole, x_BCD, batch.target_BC, temperature)
+    return xent.token_logp(
+      x_BCD,
+      model.head(whole, dtype),
+      batch.target_BC,
+      temperature=temperature,
+    )
 
   return score
 
@@ -132,6 +138,31 @@ def fixed_logp(score, minibatches, rows, params, batch, frozen):
     return jax.lax.cond((part.seq_BC > 0).any(), real, zeros, part)
 
   return jax.lax.map(one, parts).swapaxes(0, 1).reshape(B, C)
+
+
+def make_penalty(mesh, score, batch, *, reference, frozen, kl: str, rows: int):
+  """(Prompts, Rollout) -> kl_QR, each completion's KL to the reference in nats.
+
+  A KL that is part of the reward: the sampler's log-probs stand for those of
+  the policy. `batch`: (Prompts, Rollout, rewards_QR, adv_QR) -> Batch of all.
+  """
+
+  @jax.jit
+  def estimate(reference, frozen, batch):
+    ref_BC = fixed_logp(score, 1, rows, reference, batch, frozen)
+    return objectives.KLS[kl](batch.logp_BC, ref_BC)
+
+  def penalty(questions, rolled):
+    B, Q = len(rolled.tokens_BT), len(questions.tokens_QP)
+    # The advantage of a completion says which one it is.
+    index_QR = np.arange(B, dtype=np.float32).reshape(Q, -1)
+    inputs = batch(questions, rolled, np.zeros_like(index_QR), index_QR)
+    kl_BC = gather(estimate(reference, frozen, put(mesh, inputs)))
+    mask_BC, kl_B = inputs.seq_BC > 0, np.zeros(B, np.float32)
+    np.add.at(kl_B, inputs.adv_BC[mask_BC].astype(int), kl_BC[mask_BC])
+    return kl_B.reshape(Q, -1)
+
+  return penalty
 
 
 def means(sums, count):

@@ -92,9 +92,12 @@ def train_grpo(c):
     frozen = load_frozen(c, cfg, load, mesh)
     # The reference is the model that the run started from, resumed or not.
     reference = first_params(c, cfg, load, mesh) if c.kl_coef else None
+    score = policy.make_score(
+      cfg, temperature=c.temperature, dtype=DTYPES[c.dtype], remat=c.remat
+    )
     collect = make_collect(c, cfg, mesh, tok, pool, prompts, frozen)
     update = make_policy_update(
-      c, cfg, mesh, optimizer, rate, frozen, reference
+      c, mesh, score, optimizer, rate, frozen, reference
     )
     scalars = ('entropy_coef',) if c.entropy_target else ()
     state = start(c, manager, mesh, cfg, load, optimizer, prompts, scalars)
@@ -106,12 +109,7 @@ def train_grpo(c):
         state,
         prompts,
         collect=collect,
-        advantage=grpo.make_advantage(
-          c.advantage,
-          eps=c.advantage_eps,
-          limit=c.completion_length,
-          overlong=int(c.overlong * c.completion_length),
-        ),
+        advantage=make_advantage(c, mesh, score, frozen, reference),
         batch=make_batching(c),
         update=update,
         log=log,
@@ -130,6 +128,7 @@ def open_prompts(c, tok):
     seed=c.seed,
     pad_id=tok.pad_token_id,
     thinking=c.thinking,
+    canaries=c.canaries,
   )
   if not c.pools:
     return prompts
@@ -167,22 +166,52 @@ def make_collect(c, cfg, mesh, tok, pool, prompts, frozen):
   )
 
 
-def make_batching(c):
-  """See `grpo.make_batch`."""
-  return functools.partial(
-    grpo.make_batch,
-    groups=c.groups,
-    minibatches=c.minibatches,
-    length=c.row,
-    rows=c.rows,
-    aggregation=c.aggregation,
+def make_advantage(c, mesh, score, frozen, reference):
+  """See `grpo.make_advantage`."""
+  penalty = None
+  if c.kl_coef and c.kl_in == 'reward':
+    everything = make_batching(
+      c,
+      groups=c.rounds * c.questions,
+      minibatches=1,
+      everything=True,
+      mask_truncated=False,
+    )
+    penalty = policy.make_penalty(
+      mesh,
+      score,
+      everything,
+      reference=reference,
+      frozen=frozen,
+      kl=c.kl,
+      rows=c.rows,
+    )
+  return grpo.make_advantage(
+    c.advantage,
+    eps=c.advantage_eps,
     limit=c.completion_length,
-    everything=bool(c.kl_coef or c.entropy_target),
-    mask_truncated=c.mask_truncated,
+    overlong=int(c.overlong * c.completion_length),
+    kl_coef=c.kl_coef,
+    penalty=penalty,
   )
 
 
-def make_policy_update(c, cfg, mesh, optimizer, rate, frozen, reference):
+def make_batching(c, **changes):
+  """See `grpo.make_batch`."""
+  choices = {
+    'groups': c.groups,
+    'minibatches': c.minibatches,
+    'length': c.row,
+    'rows': c.rows,
+    'aggregation': c.aggregation,
+    'limit': c.completion_length,
+    'everything': bool(kl_in_loss(c) or c.entropy_target),
+    'mask_truncated': c.mask_truncated,
+  }
+  return functools.partial(grpo.make_batch, **choices | changes)
+
+
+def make_policy_update(c, mesh, score, optimizer, rate, frozen, reference):
   """See `policy.make_update`."""
   loss = functools.partial(
     objectives.policy_loss,
@@ -191,10 +220,7 @@ def make_policy_update(c, cfg, mesh, optimizer, rate, frozen, reference):
     correction=c.correction,
     band=tuple(c.band),
     kl=c.kl,
-    kl_coef=c.kl_coef,
-  )
-  score = policy.make_score(
-    cfg, temperature=c.temperature, dtype=DTYPES[c.dtype], remat=c.remat
+    kl_coef=kl_in_loss(c),
   )
   return policy.make_update(
     optimizer,
@@ -203,12 +229,17 @@ def make_policy_update(c, cfg, mesh, optimizer, rate, frozen, reference):
     score=score,
     loss=loss,
     frozen=frozen,
-    reference=reference,
+    reference=reference if kl_in_loss(c) else None,
     old=old_logp(c),
     minibatches=c.minibatches,
     rows=c.rows,
     entropy_target=c.entropy_target,
   )
+
+
+def kl_in_loss(c) -> float:
+  """The weight of the KL in the loss: 0 where it is part of the reward."""
+  return c.kl_coef if c.kl_in == 'loss' else 0.0
 
 
 def old_logp(c) -> str:

@@ -12,8 +12,8 @@ import statistics
 import numpy as np
 
 from crjax.advantages import solved
+from crjax.data import CANARY
 
-CANARY = 'canary'  # Ids of questions that nobody can answer start so.
 ENTROPY_STEPS = 20  # An entropy that halves within so many steps is too fast.
 
 

@@ -57,6 +57,7 @@ def test_every_preset_fits_every_recipe(name, preset):
   assert c.objective in OBJECTIVES
   assert c.correction in CORRECTIONS
   assert c.kl in KLS
+  assert c.kl_in in ('loss', 'reward')
   if name.endswith('7b'):  # Every slice and all slots fill 8 devices.
     assert c.rows % 8 == 0
     assert c.slots % 8 == 0

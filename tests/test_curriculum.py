@@ -18,7 +18,9 @@ def make(seed=0):
       tokens_QP, tokens_QP >= 0, ids, [{'id': i} for i in ids]
     )
 
-  one = data.Batches(list(range(ROWS)), collate, batch=1, seed=0, source='test')
+  one = data.Batches(
+    [list(range(ROWS))], collate, batch=1, seed=0, names=['test']
+  )
   return curriculum.Curriculum(one, questions=QUESTIONS, seed=seed)
 
 

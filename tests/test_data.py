@@ -207,3 +207,17 @@ def test_bad_files_are_named(tmp_path, tok, smoke_data):
     data.read(other, {'messages'})
   with pytest.raises(ValueError, match='expected one of'):
     data.read(smoke_data / 'manifest.json', set())
+
+
+def test_canaries_ask_what_others_ask_and_have_no_answer(smoke_data, tok):
+  plain = prompts(smoke_data, tok, questions=1)
+  more = prompts(smoke_data, tok, questions=1, canaries=3)
+  assert more.rows == plain.rows + 3
+  tasks = [next(more).tasks[0] for _ in range(more.rows)]
+  originals = {task['id']: task for task in tasks}
+  canaries = [task for task in tasks if task['id'].startswith(data.CANARY)]
+  assert len(canaries) == 3
+  for task in canaries:
+    original = originals[task['id'].removeprefix(data.CANARY)]
+    assert task['code'] == original['code']
+    assert task['output'] != original['output']

@@ -22,7 +22,9 @@ def questions():
   mask_QP = np.arange(P) >= P - length_Q1
   tokens_QP = rng.integers(2, CFG.V, (Q, P)) * mask_QP
   ids_Q = np.arange(Q, dtype=np.int32)
-  return data.Prompts(tokens_QP.astype(np.int32), mask_QP, ids_Q, [{}] * Q)
+  return data.Prompts(
+    tokens_QP.astype(np.int32), mask_QP, ids_Q, [{'id': 'q'}] * Q
+  )
 
 
 class Setup:
@@ -100,6 +102,10 @@ def make_batch(asked, rolled, adv_QR, rewards_QR=None, **changes):
   }
   rewards_QR = adv_QR if rewards_QR is None else rewards_QR
   return grpo.make_batch(asked, rolled, rewards_QR, adv_QR, **knobs | changes)
+
+
+def batch_of_all(asked, rolled, rewards_QR, adv_QR, **changes):
+  return make_batch(asked, rolled, adv_QR, rewards_QR, **changes)
 
 
 def completions(batch):
@@ -209,7 +215,7 @@ def test_the_end_of_the_limit_costs_reward():
   rewards_QR = np.zeros((Q, R), np.float32)
   free, costly = (
     grpo.make_advantage('dr-grpo', eps=0, limit=C, overlong=n)(
-      rewards_QR, rolled
+      questions(), rolled, rewards_QR
     )
     for n in (0, C)
   )
@@ -217,6 +223,51 @@ def test_the_end_of_the_limit_costs_reward():
   length_QR = rolled.mask_BT.sum(1).reshape(Q, R)
   want_QR = length_QR.mean(1, keepdims=True) - length_QR
   np.testing.assert_allclose(costly, want_QR / C, atol=1e-6)
+
+
+def test_a_canary_that_sings_is_not_rewarded():
+  asked, rolled = questions(), Setup().rollout(questions())
+  tasks = [{'id': 'a'}, {'id': data.CANARY + 'a'}, *asked.tasks[2:]]
+  advantage = grpo.make_advantage('dr-grpo', eps=0, limit=C, overlong=0)
+  rewards_QR = np.tile(np.float32([0, 0, 0, 1]), (Q, 1))
+  adv_QR = advantage(asked._replace(tasks=tasks), rolled, rewards_QR)
+  assert (adv_QR[1] == 0).all()
+  assert (adv_QR[[0, 2, 3]] != 0).all()
+
+
+def test_a_kl_in_the_reward_is_that_of_separate_rows():
+  asked, setup = questions(), Setup()
+  rolled = setup.rollout(asked)
+  reference = jax.device_get(model.init(CFG, jax.random.key(1)))
+  with jax.set_mesh(setup.mesh):
+    penalty = policy.make_penalty(
+      setup.mesh,
+      policy.make_score(CFG, temperature=1.0, dtype=jnp.float32, remat='none'),
+      functools.partial(batch_of_all, everything=True),
+      reference=reference,
+      frozen=None,
+      kl='k1',
+      rows=4,
+    )
+    got_QR = penalty(asked, rolled)
+  repeat = lambda x: np.repeat(x, R, axis=0)
+  ref_BT, _ = model.score(
+    CFG,
+    reference,
+    np.hstack([repeat(asked.tokens_QP), rolled.tokens_BT]),
+    np.hstack([repeat(asked.mask_QP), rolled.mask_BT]),
+    start=P,
+    dtype=jnp.float32,
+  )
+  want_B = np.where(rolled.mask_BT, rolled.logp_BT - ref_BT, 0).sum(1)
+  np.testing.assert_allclose(got_QR.ravel(), want_B, atol=1e-4)
+  costs = grpo.make_advantage(
+    'dr-grpo', eps=0, limit=C, overlong=0, kl_coef=0.5, penalty=penalty
+  )
+  with jax.set_mesh(setup.mesh):
+    adv_QR = costs(asked, rolled, np.zeros((Q, R)))
+  want_QR = -0.5 * (got_QR - got_QR.mean(1, keepdims=True))
+  np.testing.assert_allclose(adv_QR, want_QR, atol=1e-4)
 
 
 class Asked:

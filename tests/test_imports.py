@@ -32,9 +32,8 @@ ROWS = [
     'data',
     'evals',
     'objectives',
-    'watch',
   },
-  {'model', 'optim', 'curriculum'},
+  {'model', 'optim', 'curriculum', 'watch'},
   {'hf', 'sampling', 'decoding', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'policy', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
@@ -52,14 +51,7 @@ WITHIN = {
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}
-PURE = {
-  'losses',
-  'xent',
-  'objectives',
-  'advantages',
-  'branches',
-  'model',
-}
+PURE = {'losses', 'xent', 'objectives', 'advantages', 'branches', 'model'}
 
 
 def imports(path):

@@ -1,5 +1,6 @@
 """The update: equal to separate rows, whatever the slices and the mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 from configs.grpo_presets import PRESETS
-from crjax import branches, model, objectives, optim, policy
+from crjax import attention, branches, model, objectives, optim, policy
 from crjax.sharding import gather, make_mesh, tree_shardings
 
 CFG = model.Config(V=32, L=2, D=16, F=24, N=4, K=2, H=8, tied=True)
@@ -53,7 +54,9 @@ class Setup:
     # Adam divides by the gradient's size, and so magnifies rounding near 0.
     optimizer = optax.sgd(rate)
     scalars = ('entropy_coef',) if choices.get('entropy_target') else ()
-    init = lambda params: optim.init_state(optimizer, params, 0, scalars)
+    init = lambda params: optim.init_state(
+      optimizer, params, 0, scalars=scalars
+    )
     shapes = jax.eval_shape(init, first_params())
     shardings = tree_shardings(shapes, self.mesh)
     loss = {k: choices.pop(k, PRESETS['crjax'][k]) for k in LOSS}
@@ -154,6 +157,32 @@ def test_log_probs_and_gradients_are_those_of_separate_rows():
     at = batch.seq_BC[row] == seq
     for x_BC, x_BT in zip(got, want, strict=True):
       np.testing.assert_allclose(x_BC[row, at], of(x_BT, b), atol=1e-5)
+
+
+@pytest.mark.parametrize('block', [8, 13])
+def test_attention_by_blocks_is_attention(block):
+  batch = pack([completions()])
+  B, T = batch.tokens_BT.shape
+  mask_BTS = attention.visible(
+    jnp.arange(T), batch.group_BT, batch.group_BT, batch.branch_BT
+  )
+  keys = jax.random.split(jax.random.key(0), 4)
+  q_BTNH, w_BTNH = (jax.random.normal(k, (B, T, 4, 8)) for k in keys[:2])
+  k_BKSH, v_BKSH = (jax.random.normal(k, (B, 2, T, 8)) for k in keys[2:])
+  w_BTNH *= (batch.group_BT > 0)[..., None, None]  # Padding sees anything.
+  blocks = functools.partial(attention.attend_blocks, block=block)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def value_and_grad(attend, *qkv):
+    total = lambda q, k, v: (w_BTNH * attend(q, k, v, mask_BTS)).sum()
+    return jax.value_and_grad(total, (0, 1, 2))(*qkv)
+
+  got, want = (
+    value_and_grad(f, q_BTNH, k_BKSH, v_BKSH)
+    for f in (blocks, attention.attend)
+  )
+  assert_close(got[1], want[1])
+  assert float(got[0]) == pytest.approx(float(want[0]), abs=1e-3)
 
 
 @functools.cache
@@ -266,3 +295,45 @@ def test_entropy_is_steered_towards_its_target():
   assert float(gather(high.state['entropy_coef'])) == pytest.approx(0.025)
   low.update(batch)
   assert float(gather(low.state['entropy_coef'])) == 0
+
+
+def temporary_bytes(V, T=4096):
+  """What the gradient of one row a device needs beside its arguments."""
+  cfg = dataclasses.replace(CFG, V=V, L=1)
+  mesh = make_mesh((1, 8, 1))
+  score = policy.make_score(
+    cfg, temperature=1.0, dtype=jnp.float32, remat='full'
+  )
+  choices = {k: PRESETS['crjax'][k] for k in LOSS}
+
+  def loss(params, batch):
+    logp_BC, entropy_BC = score(params, batch, None)
+    old_BC, ref_BC = jax.lax.stop_gradient(logp_BC), batch.ref_logp_BC
+    rest = (batch.logp_BC, batch.adv_BC, batch.weight_BC, batch.seq_BC)
+    return objectives.policy_loss(
+      logp_BC, entropy_BC, old_BC, ref_BC, *rest, **choices
+    )[0]
+
+  shapes = jax.eval_shape(functools.partial(model.init, cfg), jax.random.key(0))
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    tree_shardings(shapes, mesh),
+  )
+  rows = jax.NamedSharding(mesh, jax.P(('data', 'fsdp')))
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((8, T), x.dtype, sharding=rows),
+    pack([[]]),
+  )
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(jax.grad(loss)).lower(abstract, batch).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_does_not_grow_with_the_vocabulary():
+  small, large = temporary_bytes(16_384), temporary_bytes(152_064)
+  logits = 4 * 4096 * 152_064
+  print(f'temporary MB a device: {small / 1e6:.0f} of V=16,384, ', end='')
+  print(f'{large / 1e6:.0f} of V=152,064; its logits are {logits / 1e6:.0f}')
+  assert large < 1.1 * small
+  assert large < logits / 2

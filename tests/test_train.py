@@ -56,8 +56,10 @@ def steps_logged(workdir):
   return [json.loads(x) for x in lines if x.endswith('\n')]
 
 
-def kill_after(args, workdir, step):
+def kill_after(args, workdir, step, pause=0.0):
   """SIGKILLs the run once it has logged `step` and written a checkpoint.
+
+  `pause`: for so many steps more it goes on.
 
   Checkpoints are written behind the run's back; without one, a fresh start
   would be the right way to go on.
@@ -69,6 +71,7 @@ def kill_after(args, workdir, step):
     saved = {path.name for path in written.glob('[1-9]*')}
     far = any(line['step'] >= step for line in steps_logged(workdir))
     if far and any(name.isdigit() for name in saved):
+      time.sleep(pause * steps_logged(workdir)[-1]['time/step_s'])
       process.send_signal(signal.SIGKILL)
       process.communicate()
       assert process.returncode == -signal.SIGKILL
@@ -194,12 +197,31 @@ def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, mixture, tmp_path):
   assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
 
 
-def test_a_killed_grpo_run_resumes_bit_for_bit(smoke_data, policy, tmp_path):
-  whole = grpo_args(smoke_data, policy, tmp_path / 'whole')
-  cut = grpo_args(smoke_data, policy, tmp_path / 'cut')
+# Everything of GRPO that a checkpoint has to hold: what was asked and how it
+# went, an old policy and a first one, a bonus that follows the entropy.
+WHOLE_STATE = {
+  'groups': 2,
+  'pools': True,
+  'rounds': 2,
+  'minibatches': 2,
+  'kl_coef': 0.01,
+  'entropy_target': 9.0,
+}
+
+
+@pytest.mark.parametrize('kills', [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_grpo_run_resumes_bit_for_bit(
+  smoke_data, policy, tmp_path, kills
+):
+  more = WHOLE_STATE | {'steps': 8 * kills, 'save_every': 3}
+  whole = grpo_args(smoke_data, policy, tmp_path / 'whole', **more)
+  cut = grpo_args(smoke_data, policy, tmp_path / 'cut', **more)
   code, output = finish(whole)
   assert code == 0, output
-  kill_after(cut, tmp_path / 'cut', 5)
+  rng = np.random.default_rng(kills)
+  for i in range(kills):
+    # Anywhere in a step: sampling, judging, the update or a save.
+    kill_after(cut, tmp_path / 'cut', 8 * i + 4, pause=rng.uniform(0, 2))
   code, output = finish(cut)
   assert code == 0, output
   assert 'resumed at step' in output
@@ -211,7 +233,7 @@ def test_a_killed_grpo_run_resumes_bit_for_bit(smoke_data, policy, tmp_path):
   assert f'isolation level {report["level"]}' in output
   for run in ('whole', 'cut'):
     names = {p.name for p in (tmp_path / run / 'samples').iterdir()}
-    assert 'step_000016.parquet' in names
+    assert f'step_{8 * kills:06d}.parquet' in names
 
 
 def test_a_finished_run_started_again_changes_nothing(

@@ -76,7 +76,7 @@ def sampled():
     mask_BT,
     np.ones(Q * R, bool),
   )
-  asked = data.Prompts(tokens_QP, mask_QP, ids_Q, [{}] * Q)
+  asked = data.Prompts(tokens_QP, mask_QP, ids_Q, [{'id': 'q'}] * Q)
   return asked, rolled, rewards_QR
 
 
@@ -166,7 +166,7 @@ def our_step(cfg, params, preset):
     asked,
     rolled,
     rewards_QR,
-    advantage(rewards_QR, rolled),
+    advantage(asked, rolled, rewards_QR),
     groups=Q,
     minibatches=1,
     length=P + 2 * C,
