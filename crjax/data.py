@@ -49,13 +49,13 @@ class Batches:
   def __init__(
     self, sources, collate, *, batch: int, seed: int, names, weights=None
   ):
-    for rows, name in zip(sources, names, strict=True):
-      if len(rows) < batch:
-        raise ValueError(
-          f'{name} gives {len(rows)} rows that fit, fewer than a batch of '
-          f'{batch}; lower the batch or build more data'
-        )
     self.rows = sum(map(len, sources))
+    for rows, name in zip(sources, names, strict=True):
+      if not rows or self.rows < batch:
+        raise ValueError(
+          f'{name} gives {len(rows)} rows that fit; a batch has {batch}; lower '
+          'the batch or build more data'
+        )
     self._collate = collate
     orders = [
       grain.MapDataset.source(rows).seed(seed + i).shuffle().repeat()
@@ -121,11 +121,11 @@ def examples(
 def pack(found, length: int) -> list[list]:
   """Examples in rows of at most `length` tokens: the longest first, each where
   it leaves the least room (best fit decreasing, Johnson 1974)."""
-  rows, with_room, rooms = (
-    [],
+  rows = []
+  with_room, rooms = (
     {},
     [],
-  )  # with_room: room -> rows; rooms: its keys
+  )  # Rows by the room that is left; its values, sorted.
   sizes = np.array([len(one.tokens_T) for one in found])
   for i in np.argsort(-sizes, kind='stable'):
     size = int(sizes[i])

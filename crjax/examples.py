@@ -20,6 +20,12 @@ import numpy as np
 from crjax import files, tokenizer
 
 ROLES = ('system', 'user', 'assistant', 'tool')
+PAIR = ('prompt', 'completion')
+FORMS = {
+  'messages': '`messages`',
+  'chats': '`prompt` and `completion` as chats',
+  'texts': '`prompt` and `completion` as texts',
+}
 SHOWN = 60  # characters of a row that is left out
 
 
@@ -61,25 +67,26 @@ def report(path, found, total: int, why: str):
 
 
 def _one_form(path, rows) -> str:
-  """'messages' or 'prompt', whichever every row of the file has."""
-  of = {}
+  """The key of FORMS that every row of the file has."""
+  first = {}
   for i, row in enumerate(rows):
     pair = _has(row, 'prompt') and _has(row, 'completion')
-    forms = ['messages'] * _has(row, 'messages') + ['prompt'] * pair
-    if len(forms) != 1:
+    if _has(row, 'messages') == pair:
       has = [name for name in row if _has(row, name)]
       raise ValueError(
         f'{path} row {i}: has the fields {has}; needs either `messages` or '
         '`prompt` and `completion`'
       )
-    of.setdefault(forms[0], i)
-  if len(of) > 1:
+    texts = pair and all(isinstance(row[k], str) for k in PAIR)
+    form = 'texts' if texts else 'chats' if pair else 'messages'
+    first.setdefault(form, i)
+  if len(first) > 1:
+    found = [f'row {i} has {FORMS[form]}' for form, i in first.items()]
     raise ValueError(
-      f'{path} mixes two forms: row {of["messages"]} has `messages`, row '
-      f'{of["prompt"]} has `prompt` and `completion`; write a file for each '
-      'and give both in config.data'
+      f'{path} mixes {len(found)} forms: {", ".join(found)}; write a file for '
+      'each and give them together in config.data'
     )
-  return next(iter(of))
+  return next(iter(first))
 
 
 def _has(row, name) -> bool:
@@ -93,10 +100,10 @@ def _example(where, row, form, tok, thinking):
     _check_chat(f'{where}: messages', chat)
     if chat[-1]['role'] != 'assistant' or len(chat) < 2:
       return None, 'without a last answer by the assistant'
+  elif form == 'texts':
+    return _text(tok, row['prompt'], row['completion'])
   else:
     prompt, completion = row['prompt'], row['completion']
-    if isinstance(prompt, str) and isinstance(completion, str):
-      return _text(tok, prompt, completion)
     _check_chat(f'{where}: prompt', prompt)
     _check_chat(f'{where}: completion', completion)
     if [m['role'] for m in completion] != ['assistant']:
@@ -183,16 +190,15 @@ def read(path, fields: set):
       raise ValueError(f'{path}: expected one of {sorted(make)} files')
     if not path.stat().st_size:
       raise ValueError(f'{path} is empty; build it again')
+    if path.suffix == '.jsonl' and (found := _broken_line(path)):
+      raise ValueError(f'{path} is damaged: {found}; build it again')
   try:
     if path.is_file():
       rows = make[path.suffix](str(path))
     else:
       rows = datasets.load_dataset(name, split=split or 'train')
   except Exception as error:  # Each reader of `datasets` raises its own kind.
-    found = _broken_line(path) if path.suffix == '.jsonl' else str(error)
-    raise ValueError(
-      f'{path} is damaged: {found or error}; build it again'
-    ) from error
+    raise ValueError(f'{path} is damaged: {error}; build it again') from error
   if not len(rows):
     raise ValueError(f'{path} has no rows; build it again')
   if missing := fields - set(rows.column_names):
@@ -211,7 +217,10 @@ def is_hub_name(name) -> bool:
 
 
 def _broken_line(path) -> str:
-  """The first line that is no JSON object or has a field of another kind."""
+  """The first line that is no JSON object or has a field of another kind.
+
+  `datasets` would read such a field as JSON, and the text ' 2' as a number.
+  """
   kinds = {}
   with open(path, encoding='utf-8', errors='replace') as lines:
     for n, line in enumerate(lines, 1):
@@ -222,10 +231,13 @@ def _broken_line(path) -> str:
       if not isinstance(row, dict):
         return f'line {n} is not an object: {_short(line)}'
       for field, value in row.items():
-        first, kind = kinds.setdefault(field, (n, type(value)))
-        if value is not None and kind is not type(value):
+        if value is None:
+          continue
+        this = type(value).__name__
+        this = 'number' if this in ('int', 'float') else this
+        first, kind = kinds.setdefault(field, (n, this))
+        if kind != this:
           return (
-            f'{field!r} is a {kind.__name__} in line {first} and a '
-            f'{type(value).__name__} in line {n}'
+            f'{field!r} is a {kind} in line {first} and a {this} in line {n}'
           )
   return ''

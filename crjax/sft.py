@@ -23,7 +23,7 @@ def run(state, batches, *, mesh, update, count, log, save, due, steps: int):
     mesh: where host batches go.
     update: see `make_update`.
     count: Examples on the host -> what `log` takes by name beside the metrics.
-    log: called with (step, metrics as floats, tokens=, flops=).
+    log: called with (step, metrics as floats, **what `count` gave).
     save: called with (step, state, batches); writes where `due` says so.
     due: step -> whether `save` writes; all is logged before it does.
     steps: total optimizer steps of the run.

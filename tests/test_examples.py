@@ -82,7 +82,7 @@ def bad(role='user', **message):
     ([{'prompt': 'x'}], ['row 0', '`prompt` and `completion`']),
     ([CHAT | TEXT], ['row 0: has the fields', 'either']),
     ([PAIR | {'completion': ASK}], ['row 0: completion', "'user'"]),
-    ([CHAT, TEXT], ['mixes two forms: row 0', 'row 1', 'a file for each']),
+    ([CHAT, TEXT], ['mixes 2 forms: row 0', 'row 1', 'a file for each']),
   ],
 )
 def test_a_row_written_wrong_is_named(tok, tmp_path, rows, words):

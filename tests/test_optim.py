@@ -8,6 +8,7 @@ from crjax import model, optim
 from crjax.sharding import make_mesh, tree_shardings
 
 CFG = model.Config(V=16, L=2, D=8, F=12, N=2, K=1, H=4)
+INIT = jax.jit(model.init, static_argnums=0)
 
 
 def test_schedule_warms_up_and_decays_to_a_tenth():
@@ -93,8 +94,8 @@ def test_an_unknown_optimizer_is_named():
 
 
 def test_adamw_is_that_of_optax():
-  params = model.init(CFG, jax.random.key(0))
-  grads = model.init(CFG, jax.random.key(1))
+  params = INIT(CFG, jax.random.key(0))
+  grads = INIT(CFG, jax.random.key(1))
   theirs = optax.adamw(1e-2, 0.9, 0.95, weight_decay=0.1, mask=optim.decayed)
   got, want = (
     jax.jit(lambda state, o=o: o.update(grads, state, params)[0])(
@@ -107,7 +108,7 @@ def test_adamw_is_that_of_optax():
 
 def test_moments_may_be_kept_in_bfloat16():
   """For the second one only where its decay lets it move (b2 = 0.95)."""
-  params = model.init(CFG, jax.random.key(0))
+  params = INIT(CFG, jax.random.key(0))
   knobs = {'weight_decay': 0.1, 'max_norm': 1.0}
   half = ('bfloat16', 'bfloat16')
   found = []
@@ -118,7 +119,7 @@ def test_moments_may_be_kept_in_bfloat16():
     state = optim.init_state(optimizer, params, 0)
     step = jax.jit(lambda s, g, o=optimizer: optim.apply(o, s, g)[0])
     for i in range(20):
-      state = step(state, model.init(CFG, jax.random.key(i % 3)))
+      state = step(state, INIT(CFG, jax.random.key(i % 3)))
     found.append(state)
   kinds = {x.dtype for x in jax.tree.leaves(found[0]['opt'])}
   assert kinds == {np.dtype('int32'), jnp.dtype('bfloat16')}
