@@ -20,11 +20,11 @@ ROWS = [
     'files',
     'lora',
   },
-  {'attention', 'rewards', 'data', 'evals'},
+  {'attention', 'rewards', 'data', 'evals', 'api'},
   {'model'},
   {'hf', 'sampling', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'evaluate'},
-  {'train', 'inputs', 'export', 'generate'},
+  {'train', 'inputs', 'export', 'generate', 'serve'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
@@ -32,6 +32,7 @@ WITHIN = {
   ('evals', 'rewards'),
   ('engine', 'sampling'),
   ('train', 'inputs'),
+  ('serve', 'generate'),
 }
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
