@@ -8,17 +8,18 @@ ends on SIGTERM when the requests that it has are answered.
 
 import json
 import os
+import pathlib
 import signal
 import socket
 import sys
 import threading
 
-from absl import app, flags
+from absl import app, flags, logging
 import jax
 import jax.numpy as jnp
 import uvicorn
 
-from crjax import api, engine, generate, hf, sampling, tokenizer
+from crjax import api, engine, export, generate, hf, sampling, tokenizer
 from crjax.sharding import make_mesh
 
 FLAGS = flags.FLAGS
@@ -58,15 +59,22 @@ def sample(desk, made, params, on_end):
 
 
 def load(name, mesh, dtype):
-  """(Config, decode copy, tokenizer, end tokens) of what --model names."""
-  found = hf.inspect(name)
-  path = found.place.path
-  tok = tokenizer.load(path)
-  tokenizer.check(tok, found.cfg.V, f'vocab_size of {name}')
+  """(Config, decode copy, tokenizer, end tokens) of what --model names.
+
+  Of a run directory, the newest checkpoint.
+  """
   with jax.set_mesh(mesh):
-    decode_copy = sampling.make_decode_copy(found.cfg, mesh, dtype)
-    params = decode_copy(hf.load(found, mesh, dtype=dtype))
-  return found.cfg, params, tok, generate.end_ids(path)
+    if (pathlib.Path(name) / 'checkpoints').is_dir():
+      path = pathlib.Path(name) / 'source'
+      _, cfg, params = export.restore(pathlib.Path(name), None, mesh)
+    else:
+      found = hf.inspect(name)
+      cfg, path = found.cfg, found.place.path
+      params = hf.load(found, mesh, dtype=dtype)
+    tok = tokenizer.load(path)
+    tokenizer.check(tok, cfg.V, f'vocab_size of {name}')
+    decoding = sampling.make_decode_copy(cfg, mesh, dtype)(params)
+  return cfg, decoding, tok, generate.end_ids(path)
 
 
 def read_key(variable: str | None) -> str | None:
@@ -101,7 +109,13 @@ def run(f):
   mesh = make_mesh(tuple(map(int, f.mesh)))
   cfg, params, tok, stop_ids = load(f.model, mesh, DTYPES[f.dtype])
   made = engine.make(
-    cfg, mesh, slots=f.slots, length=f.max_length, stop_ids=stop_ids
+    cfg,
+    mesh,
+    slots=f.slots,
+    fewest=f.slots,  # One program; a row is rounded as it is in company.
+    prompts=1,  # For the same two reasons.
+    length=f.max_length,
+    stop_ids=stop_ids,
   )
   name = f.name or f.model.rstrip('/')
   served = api.Served(name, tok, cfg.V, f.max_length, f.queue)
@@ -137,7 +151,7 @@ def run(f):
 
 def define_flags():
   flags.DEFINE_string(
-    'model', None, 'A directory, URL or hub name.', required=True
+    'model', None, 'A run, directory, URL or hub name.', required=True
   )
   flags.DEFINE_string('name', None, 'Of the model. Default: --model.')
   flags.DEFINE_string('host', '127.0.0.1', 'Address to listen at.')
@@ -156,6 +170,7 @@ def define_flags():
 
 
 def main(_):
+  logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
   try:
     run(FLAGS)
   except (ValueError, OSError) as error:

@@ -33,6 +33,7 @@ WITHIN = {
   ('engine', 'sampling'),
   ('train', 'inputs'),
   ('serve', 'generate'),
+  ('serve', 'export'),
 }
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))

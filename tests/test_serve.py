@@ -19,8 +19,8 @@ import numpy as np
 import openai
 import pytest
 
-from crjax import engine, generate, hf, model, serve, tokenizer
-from crjax.api import Desk, Served, asks
+from crjax import checkpoint, engine, generate, hf, model, serve, tokenizer
+from crjax.api import Desk, Refused, Served, asks
 from crjax.api.completion import Completion
 from crjax.sharding import make_mesh
 from tests import serving
@@ -354,6 +354,8 @@ BAD_CHAT = [
   ({'messages': [PROMPT]}, 400, 'messages'),
   ({'messages': [{'role': 'user'}]}, 400, 'messages'),
   ({'messages': [{'role': 'tool', 'content': 'a'}]}, 400, 'messages'),
+  ({'messages': [{'role': [], 'content': 'a'}]}, 400, 'messages'),
+  ({'messages': [CHAT[1] | {'tool_calls': [5]}]}, 400, 'messages'),
   ({'messages': [{'role': 'user', 'content': '\udc00'}]}, 400, 'messages'),
   ({'messages': [{'role': 'user', 'content': [5]}]}, 400, 'messages'),
   ({'prompt': PROMPT}, 400, 'prompt'),
@@ -455,9 +457,9 @@ def test_whoever_waits_is_told_that_the_engine_failed():
     run = asyncio.to_thread(serve.sample, desk, made, {}, ended.set)
     with pytest.raises((KeyError, TypeError)):
       await run
-    with pytest.raises(asks.Refused, match='the engine failed'):
+    with pytest.raises(Refused, match='the engine failed'):
       await desk.piece(work)
-    with pytest.raises(asks.Refused, match='has ended'):
+    with pytest.raises(Refused, match='has ended'):
       desk.submit(asks.read(served, body.encode(), False))
     assert ended.is_set() and desk.counts()['status'] == 'ended'
 
@@ -496,3 +498,17 @@ def test_a_missing_key_or_tokenizer_is_named(small, tmp_path, monkeypatch):
     shutil.copy(small / name, tmp_path)
   with pytest.raises(FileNotFoundError, match='holds no tokenizer'):
     serve.load(tmp_path, make_mesh((1, 1, 1), jax.devices()[:1]), jnp.float32)
+
+
+def test_a_run_is_served_as_its_export_would_be(small, tmp_path):
+  mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+  with contextlib.closing(checkpoint.open_manager(tmp_path, keep=1)) as manager:
+    params = hf.load(hf.inspect(small), mesh)
+    checkpoint.save(manager, 3, {'params': params}, {})
+  checkpoint.write_json(tmp_path / 'config.json', {'lora': {'rank': 0}})
+  hf.remember_new(serving.CFG, tmp_path / 'source', small)
+  cfg, params, tok, ends = serve.load(tmp_path, mesh, jnp.float32)
+  exported = serve.load(small, mesh, jnp.float32)
+  assert (cfg, ends) == (exported[0], exported[3]) and len(ends) == 2
+  assert tok.get_vocab() == exported[2].get_vocab()
+  jax.tree.map(np.testing.assert_array_equal, params, exported[1])

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from crjax.api import answers, asks
 from crjax.api.completion import Completion
+from crjax.api.served import Refused, check_model
 
 BODY = 8 << 20  # bytes
 BODY_S = 60  # for a body to arrive
@@ -29,7 +30,7 @@ def make(served, desk, key=None) -> Starlette:
       if key and not hmac.compare_digest(
         given.encode(), f'Bearer {key}'.encode()
       ):
-        raise asks.Refused(
+        raise Refused(
           'this server needs its key, as Authorization: Bearer KEY',
           status=401,
           code='invalid_api_key',
@@ -42,7 +43,7 @@ def make(served, desk, key=None) -> Starlette:
     return reply({'object': 'list', 'data': [model(served)]})
 
   async def one_model(request):
-    asks.check_model(served, request.path_params['name'])
+    check_model(served, request.path_params['name'])
     return reply(model(served))
 
   async def health(request):
@@ -63,7 +64,7 @@ def make(served, desk, key=None) -> Starlette:
       ),
     ],
     exception_handlers={
-      asks.Refused: refused,
+      Refused: refused,
       HTTPException: not_found,
       ClientDisconnect: left,
       Exception: failed,
@@ -138,7 +139,7 @@ async def stream(desk, work, head, ask, completions):
     if ask.usage:
       yield dumps(answers.closing(head, ask, completions))
     yield answers.server_event(b'[DONE]')
-  except asks.Refused as error:
+  except Refused as error:
     yield dumps(answers.error(str(error), 'server_error'))
 
 
@@ -181,13 +182,11 @@ async def body(request) -> bytes:
         if size <= BODY:
           parts.append(part)
   except TimeoutError as error:
-    raise asks.Refused(
+    raise Refused(
       f'the body did not arrive within {BODY_S} s', status=408
     ) from error
   if size > BODY:
-    raise asks.Refused(
-      f'the body has {size} bytes, more than {BODY}', status=413
-    )
+    raise Refused(f'the body has {size} bytes, more than {BODY}', status=413)
   return b''.join(parts)
 
 

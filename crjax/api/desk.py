@@ -6,7 +6,8 @@ import dataclasses
 import queue
 import secrets
 
-from crjax.api.asks import Ask, Refused
+from crjax.api.asks import Ask
+from crjax.api.served import Refused
 
 
 @dataclasses.dataclass(eq=False)
