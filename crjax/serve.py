@@ -125,28 +125,42 @@ def run(f):
       api.make(served, desk, key),
       log_level='warning',
       lifespan='off',
-      timeout_graceful_shutdown=f.drain_s,
+      timeout_graceful_shutdown=f.drain_s + 1,
     )
   )
-  leave = lambda: setattr(server, 'should_exit', True)
   thread = threading.Thread(
-    target=sample, args=(desk, made, params, leave), name='engine'
+    target=sample,
+    args=(desk, made, params, lambda: setattr(server, 'should_exit', True)),
   )
   thread.start()
+  end_on_signals(server, desk, f.drain_s)
   host, port = listening.getsockname()[:2]
   host = f'[{host}]' if ':' in host else host
   url = f'http://{host}:{port}/v1'
   print(json.dumps({'url': url, 'model': name}), flush=True)
-  for name in (signal.SIGTERM, signal.SIGINT):  # Uvicorn raises them again.
-    signal.signal(name, lambda *_: None)
   try:
     server.run(sockets=[listening])
-    failed = desk.ended
+    failed = not thread.is_alive()
   finally:
     desk.stop()
     thread.join()
   if failed:
     raise ValueError('the engine failed; its error is above')
+
+
+def end_on_signals(server, desk, drain_s: int):
+  """The first one lets requests finish for `drain_s`, the second does not."""
+
+  def leave(*_):
+    server.force_exit = server.should_exit
+    server.should_exit = True
+    late = threading.Timer(drain_s, desk.end)
+    late.daemon = True
+    late.start()
+
+  server.handle_exit = leave  # While it runs; before, what follows.
+  for name in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(name, leave)
 
 
 def define_flags():

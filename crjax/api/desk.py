@@ -24,8 +24,8 @@ class Work:
 class Desk:
   """Hands requests over in their order; at most `room` of them wait.
 
-  The event loop calls submit, piece, drop, counts and stop, the engine's thread
-  arriving, cancelled, deliver and end. `request` makes the engine's request of
+  The event loop calls submit, piece, drop and counts, the engine's thread
+  arriving, cancelled and deliver, either of them stop and end. `request` makes the engine's request of
   (tokens, question, rollout, knobs, least, most, tag).
   """
 
@@ -50,7 +50,7 @@ class Desk:
     self.open.add(work)
     if self.ended:  # Looked at last: `end` tells those that were open before.
       self.drop(work)
-      raise Refused('the engine has ended', status=503)
+      raise Refused('the server has ended', status=503)
     for request in self._requests(ask, work):
       self.queue.put(request)
     return work
@@ -59,7 +59,7 @@ class Desk:
     """(index, ids, logps, finish) that are new."""
     found = await work.pieces.get()
     if found is None:
-      raise Refused('the engine failed', status=500)
+      raise Refused('the server has ended before it was done', status=503)
     return found
 
   def drop(self, work: Work, index=None):
@@ -79,7 +79,9 @@ class Desk:
     }
 
   def stop(self):
-    """No request comes any more: the engine ends when all are done."""
+    """Nobody is there any more: the engine ends within a chunk."""
+    for work in list(self.open):
+      self.drop(work)
     self.queue.put(None)
 
   def arriving(self):
@@ -109,7 +111,7 @@ class Desk:
       work.loop.call_soon_threadsafe(work.pieces.put_nowait, new)
 
   def end(self):
-    """The engine's last call, however it ended: whoever waits is told."""
+    """No piece will come any more: whoever waits is told."""
     self.ended = True
     for work in list(self.open):
       work.loop.call_soon_threadsafe(work.pieces.put_nowait, None)
