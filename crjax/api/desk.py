@@ -25,8 +25,8 @@ class Desk:
   """Hands requests over in their order; at most `room` of them wait.
 
   The event loop calls submit, piece, drop and counts, the engine's thread
-  arriving, cancelled and deliver, either of them stop and end. `request` makes the engine's request of
-  (tokens, question, rollout, knobs, least, most, tag).
+  arriving, cancelled and deliver, either of them stop and end. `request` makes
+  the engine's of (tokens, question, rollout, knobs, least, most, tag).
   """
 
   def __init__(self, room: int, request):
