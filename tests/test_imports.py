@@ -31,12 +31,13 @@ ROWS = [
     'examples',
     'data',
     'evals',
+    'api',
     'objectives',
   },
   {'model', 'optim', 'curriculum', 'watch'},
   {'hf', 'sampling', 'decoding', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'policy', 'evaluate'},
-  {'train', 'inputs', 'export', 'generate'},
+  {'train', 'inputs', 'export', 'generate', 'serve'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
@@ -47,6 +48,8 @@ WITHIN = {
   ('engine', 'decoding'),
   ('train', 'inputs'),
   ('generate', 'export'),
+  ('serve', 'generate'),
+  ('serve', 'export'),
 }
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
