@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from crjax import evaluate, hf, model
+from crjax.evals import stats
 from crjax.execution import Pool
 from tests.conftest import ROOT
 
@@ -73,7 +74,7 @@ def test_numbers_are_what_the_completions_deserve():
     return texts, np.zeros(len(texts), bool)
 
   with Pool(2) as pool:
-    rows = evaluate.run(TASKS, complete, pool, samples=4)
+    rows = evaluate.run(TASKS, complete, [pool], samples=4)
   report = evaluate.summarize(rows)
   for kind in ('output', 'input'):
     assert report[kind]['n'] == 10
@@ -93,7 +94,7 @@ def test_a_prompt_that_does_not_fit_is_wrong_and_counted():
     rows = evaluate.run(
       TASKS[:2],
       lambda p, t, n: ([None] * 2 * n, [False] * 2 * n),
-      pool,
+      [pool],
       samples=1,
     )
   report = evaluate.summarize(rows)
@@ -123,10 +124,10 @@ def test_what_we_failed_to_judge_is_left_out_and_counted():
 
 
 def test_wilson_is_the_published_formula():
-  low, high = evaluate.wilson(np.array([1] * 8 + [0] * 2))
+  low, high = stats.wilson(np.array([1] * 8 + [0] * 2))
   assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-  assert evaluate.wilson(np.zeros(10))[0] == 0.0
-  assert evaluate.wilson(np.array([])) is None
+  assert stats.wilson(np.zeros(10))[0] == 0.0
+  assert stats.wilson(np.array([])) is None
 
 
 def test_the_heldout_split_from_the_command_line(small, smoke_data, tmp_path):

@@ -11,7 +11,16 @@ STEPS_SHARE = 0.5  # of the reward of a mixed question, for its steps
 MODES = {'py': 0, 'typed': 1}  # places in the pair of canonical texts
 
 
-def score(tasks, texts, truncated, pool, *, mode='py', published=False):
+def score(
+  tasks,
+  texts,
+  truncated,
+  pool,
+  *,
+  mode='py',
+  published=False,
+  extract=answers.extract,
+):
   """(rewards_B float32, infos): 1 for a right answer in the right form.
 
   A question of kind 'mixed' asks for the output and, in `questions`, for steps.
@@ -28,6 +37,7 @@ def score(tasks, texts, truncated, pool, *, mode='py', published=False):
       which 1, True and 1.0 differ. States are always typed.
     published: the answers are a benchmark's own, not a model's: inputs that
       are no literals are evaluated, with the program's names, in the sandbox.
+    extract: text -> (answer or None, whether the form is kept).
 
   Returns:
     Rewards, NaN where our own machinery failed, and one dict a completion:
@@ -36,7 +46,7 @@ def score(tasks, texts, truncated, pool, *, mode='py', published=False):
     the form is kept), value (what it said or what its input returned) and
     detail.
   """
-  found = [answers.extract(text) for text in texts]
+  found = [answers.Answer(*extract(text)) for text in texts]
   jobs, waiting, infos = [], [], []
   for task, answer in zip(tasks, found, strict=True):
     info, job = _read(task, answer.text, mode, published)
