@@ -3,14 +3,18 @@
   python -m crjax.evaluate --config=configs/eval_smoke.py --model=DIR
   python -m crjax.evaluate --config=configs/eval_smoke.py --model=DIR \\
       --benchmark=cruxeval --prompt=cot --data=cruxeval.jsonl --out=DIR
+  python -m crjax.evaluate --config=configs/eval_smoke.py --model=NAME \\
+      --endpoint=http://localhost:8000/v1 --data=FILE --out=DIR
   python -m crjax.evaluate --benchmark=cruxeval --direction=output \\
       --prompt=cot --data=cruxeval.jsonl --completions=FILE --out=FILE.json
 
 Reads a split of data_pipeline.build or a benchmark's file. Accuracy is strict
 (see rewards/judge.py) and counts a right answer in a wrong form; rewards do
 not, and the share of right forms stands beside it. The verdict of a benchmark's
-own scorer (evals/official.py) is another number of the same table. The last
-command judges completions that are there already: lines {"id", "texts"}.
+own scorer (evals/official.py) is another number of the same table. A server
+that speaks OpenAI's API is asked the same questions and judged alike; its
+answers are kept in --out, and asked for once. The last command judges
+completions that are there already: lines {"id", "texts"}.
 """
 
 import functools
@@ -26,33 +30,52 @@ from ml_collections import config_flags
 import numpy as np
 
 from crjax import data, execution, hf, sampling, tokenizer
-from crjax.evals import completions, cruxeval, judging, official, prompts
-from crjax.evals.summary import show, summarize, write
+from crjax.evals import (
+  completions,
+  cruxeval,
+  endpoint,
+  judging,
+  official,
+  prompts,
+)
+from crjax.evals.summary import facts, reval_report, show, summarize, write
 from crjax.sharding import gather, make_mesh, put, replicate
 
+KINDS = ('output', 'input', 'coverage', 'path', 'state')
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 WIDTH = 64  # Prompts are padded to multiples of this: few shapes to compile.
 
 
 def run(
-  tasks, complete, pools, *, samples: int, benchmark='', style='trained'
+  tasks,
+  complete,
+  pools,
+  *,
+  samples: int,
+  benchmark='',
+  style='trained',
+  raw=False,
+  count=None,
 ) -> list[dict]:
   """One row per task and completion: greedy ones first, then `samples` more.
 
   `complete(prompts, temperature, rollouts)` returns (texts, truncated) with
-  `rollouts` completions a prompt; a prompt that does not fit gives None. The
-  rest is as `judging.judge` takes it.
+  `rollouts` completions a prompt; a prompt that does not fit gives None. With
+  `raw` a few-shot prompt is continued as a text, as base models do; otherwise
+  it is the user's message. `count(texts)` are their tokens. The rest is as
+  `judging.judge` takes it.
   """
   system = completions.BENCHMARKS[benchmark].SYSTEM if benchmark else ''
-  asked = [
-    prompts.chat(prompts.ask(benchmark, t, style), system) for t in tasks
-  ]
+  asked = [prompts.ask(benchmark, task, style) for task in tasks]
+  if not raw:
+    asked = [prompts.chat(prompt, system) for prompt in asked]
   rows = []
   for mode, temperature, n in (('greedy', 0.0, 1), ('sampled', 1.0, samples)):
     texts, truncated = complete(asked, temperature, n)
     repeated = [task for task in tasks for _ in range(n)]
     answers = [text or '' for text in texts]
     infos = judging.judge(benchmark, style, repeated, answers, truncated, pools)
+    tokens = count(answers) if count else [None] * len(answers)
     for i, info in enumerate(infos):
       rows.append(
         {
@@ -61,8 +84,9 @@ def run(
           'text': texts[i],
           'fits': texts[i] is not None,
           'truncated': bool(truncated[i]),
+          'tokens': tokens[i],
         }
-        | repeated[i]
+        | {k: v for k, v in repeated[i].items() if k != 'prompt'}
         | info
       )
   return rows
@@ -95,7 +119,9 @@ def make_complete(
 
   def complete(prompts, temperature, rollouts):
     encode = functools.partial(tokenizer.encode_prompt, tok, thinking=thinking)
-    encoded = list(map(encode, prompts))
+    encoded = [
+      tok(p)['input_ids'] if isinstance(p, str) else encode(p) for p in prompts
+    ]
     fits = [i for i, x in enumerate(encoded) if len(x) <= prompt_length]
     fits.sort(key=lambda i: len(encoded[i]))
     texts = [None] * (len(prompts) * rollouts)
@@ -130,7 +156,7 @@ def read_tasks(path, benchmark='', direction='') -> list[dict]:
     tasks = cruxeval.load(path)
   else:
     rows = data.read(path, {'id', 'kind', 'prompt', 'verify'})
-    tasks = [data.task(row) for row in rows]
+    tasks = [data.task(row) | {'prompt': row['prompt']} for row in rows]
   some = [t for t in tasks if direction in ('', t['kind'])]
   if not some:
     raise ValueError(f'{path} has no tasks of kind {direction!r}')
@@ -155,8 +181,10 @@ def define_flags():
     'benchmark', '', ['', *completions.BENCHMARKS], 'Whose prompts and scorer.'
   )
   flags.DEFINE_enum('prompt', 'trained', prompts.STYLES, 'How it is asked.')
-  flags.DEFINE_enum('direction', '', ['', 'output', 'input'], 'Only this one.')
+  flags.DEFINE_enum('direction', '', ['', *KINDS], 'Only tasks of this kind.')
   flags.DEFINE_string('completions', None, 'JSONL of ids and texts to judge.')
+  flags.DEFINE_string('endpoint', None, "A server's URL; --model is its name.")
+  flags.DEFINE_bool('raw', False, 'Few-shot prompts as texts, for base models.')
 
 
 def main(_):
@@ -170,8 +198,10 @@ def main(_):
 
 
 def judge_completions(f):
-  if not (f.benchmark and f.data and f.direction):
-    sys.exit('--completions needs --benchmark, --direction and --data')
+  if not (f.benchmark and f.data):
+    sys.exit('--completions needs --benchmark and --data')
+  if not f.direction and f.benchmark != 'reval':
+    sys.exit(f'--benchmark={f.benchmark} needs --direction')
   try:
     result = completions.run(
       f.benchmark,
@@ -187,19 +217,60 @@ def judge_completions(f):
 
 
 def evaluate_model(f, c):
-  source = f.data or c.data
+  source, began = f.data or c.data, time.monotonic()
   if not pathlib.Path(source).exists():
     sys.exit(f'--data={source} does not exist')
+  mesh = make_mesh(c.mesh)
+  tasks = read_tasks(source, f.benchmark, f.direction)
+  complete, count = (served if f.endpoint else loaded)(f, c, mesh)
+  with (
+    jax.set_mesh(mesh),
+    execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
+    official.pool(c.workers, min_level=c.sandbox_min_level) as theirs,
+  ):
+    try:
+      if f.benchmark:
+        completions.self_test(f.benchmark, tasks, (pool, theirs))
+      rows = run(
+        tasks,
+        complete,
+        (pool, theirs),
+        samples=c.samples,
+        benchmark=f.benchmark,
+        style=f.prompt,
+        raw=f.raw,
+        count=count,
+      )
+    except (ValueError, endpoint.Refused) as error:
+      sys.exit(f'evaluate: {error}')
+  given = {
+    name: getattr(f, name)
+    for name in ('model', 'benchmark', 'prompt', 'endpoint', 'raw')
+  }
+  settings = json.loads(c.to_json()) | given | {'data': source}
+  report = {
+    'settings': settings | {'judge': 'strict'},
+    'kinds': summarize(rows, seed=c.seed),
+    **facts(began),
+  }
+  if f.benchmark == 'reval':
+    report['reval'] = reval_report(tasks, rows)
+  if f.out and jax.process_index() == 0:
+    write(f.out, report, rows)
+  show(report)
+
+
+def loaded(f, c, mesh):
+  """(complete, count) of a model in this process."""
   try:
     found = hf.inspect(f.model)
     tok = tokenizer.load(found.place.path)
     tokenizer.check(tok, found.cfg.V, f'vocab_size of {f.model}')
-    mesh, dtype = make_mesh(c.mesh), DTYPES[c.dtype]
+    dtype = DTYPES[c.dtype]
     decode_copy = sampling.make_decode_copy(found.cfg, mesh, dtype)
     params = decode_copy(hf.load(found, mesh, dtype=dtype))
   except (ValueError, OSError) as error:
     sys.exit(f'--model={f.model}: {error}')
-  tasks = read_tasks(source, f.benchmark, f.direction)
   complete = make_complete(
     found.cfg,
     params,
@@ -211,33 +282,21 @@ def evaluate_model(f, c):
     seed=c.seed,
     thinking=c.thinking,
   )
-  with (
-    jax.set_mesh(mesh),
-    execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
-    official.pool(c.workers, min_level=c.sandbox_min_level) as theirs,
-  ):
-    if f.benchmark:
-      completions.self_test(f.benchmark, tasks, (pool, theirs))
-    rows = run(
-      tasks,
-      complete,
-      (pool, theirs),
-      samples=c.samples,
-      benchmark=f.benchmark,
-      style=f.prompt,
-    )
-  given = {
-    'model': f.model,
-    'data': source,
-    'judge': 'strict',
-    'benchmark': f.benchmark,
-    'prompt': f.prompt,
-  }
-  settings = json.loads(c.to_json()) | given
-  report = {'settings': settings, 'kinds': summarize(rows, seed=c.seed)}
-  if f.out and jax.process_index() == 0:
-    write(f.out, report, rows)
-  show(report)
+  bare = functools.partial(tok, add_special_tokens=False)
+  return complete, lambda texts: list(map(len, bare(texts)['input_ids']))
+
+
+def served(f, c, mesh):
+  """(complete, count) of a model behind an OpenAI-compatible server."""
+  if not f.out:
+    sys.exit('--endpoint needs --out: the answers are kept there')
+  return endpoint.make_complete(
+    f.endpoint,
+    f.model,
+    pathlib.Path(f.out) / 'answers.jsonl',
+    completion_length=c.completion_length,
+    seed=c.seed,
+  )
 
 
 if __name__ == '__main__':

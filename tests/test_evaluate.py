@@ -107,6 +107,7 @@ def test_what_we_failed_to_judge_is_left_out_and_counted():
     {
       'id': str(i),
       'kind': 'output',
+      'code': 'def f(x):\n  return x',
       'mode': mode,
       'sample': 0,
       'verdict': 'infra' if i == 0 else 'pass',

@@ -24,7 +24,7 @@ ROWS = [
   {'model'},
   {'hf', 'sampling', 'checkpoint'},
   {'sft', 'grpo', 'evaluate'},
-  {'train', 'inputs', 'export', 'generate'},
+  {'train', 'inputs', 'export', 'generate', 'report'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.

@@ -4,10 +4,21 @@ import json
 import pathlib
 
 from crjax import files
-from crjax.evals import cruxeval, judging, livecodebench, official
+from crjax.evals import (
+  cruxeval,
+  judging,
+  livecodebench,
+  official,
+  reval,
+  reval_score,
+)
 from crjax.execution import Pool
 
-BENCHMARKS = {'cruxeval': cruxeval, 'livecodebench': livecodebench}
+BENCHMARKS = {
+  'cruxeval': cruxeval,
+  'livecodebench': livecodebench,
+  'reval': reval,
+}
 
 
 def run(
@@ -19,11 +30,11 @@ def run(
   benchmark's own answers are not all right under both judges.
   """
   module = BENCHMARKS[benchmark]
-  if direction not in module.DIRECTIONS:
+  if direction and direction not in module.DIRECTIONS:
     raise ValueError(
       f'{benchmark} has no direction {direction!r}; it has {module.DIRECTIONS}'
     )
-  tasks = [t for t in module.load(data) if t['kind'] == direction]
+  tasks = [t for t in module.load(data) if direction in ('', t['kind'])]
   texts = read(given)
   if not set(texts) & {task['item'] for task in tasks}:
     raise ValueError(f'{given} and {data} have no id in common')
@@ -38,6 +49,9 @@ def run(
 
 def self_test(benchmark, tasks, pools):
   """Raises ValueError unless every published answer is right by both judges."""
+  if benchmark == 'reval':
+    reval_score.self_test(tasks, pools[1])
+    return
   wrong = {
     task['id']: f'strict: {task["verdict"]}'
     for task in cruxeval.check_gold(tasks, pools[0])
@@ -111,6 +125,7 @@ def judge(benchmark, direction, style, tasks, given, pools) -> dict:
     An item: {id, official: the scorer's own list, shorter where it drops
     texts, official_pass_at_1, skipped: the texts that it drops, strict: one
     verdict a text, strict_pass_at_1}. An item without completions is wrong.
+    Of REval also `reval`, see `reval_score.summarize`, of the first texts.
   """
   flat = [(t, text) for t in tasks for text in given.get(t['item'], [])]
   infos = iter(
@@ -126,20 +141,25 @@ def judge(benchmark, direction, style, tasks, given, pools) -> dict:
   items = []
   for task in tasks:
     some = [next(infos) for _ in given.get(task['item'], [])]
-    theirs = official.kept([info['official'] for info in some])
-    ours = [info['right'] for info in some]
+    theirs = [x['official'] for x in some if 'official' in x]
+    dropped = [i for i, x in enumerate(theirs) if x is None]
+    theirs = official.kept(theirs)
+    ours = [x['right'] for x in some if x['verdict'] != judging.UNLABELLED]
     items.append(
       {
         'id': task['item'],
         'official': theirs,
         'official_pass_at_1': _mean(theirs),
-        'skipped': [i for i, x in enumerate(some) if x['official'] is None],
+        'skipped': dropped,
         'strict': ours,
         'strict_pass_at_1': _mean(ours),
         'verdicts': [info['verdict'] for info in some],
       }
     )
   mean = lambda name: 100 * _mean([item[name] for item in items])
+  more = {}
+  if benchmark == 'reval':
+    more = {'reval': reval_score.of_items(tasks, items)}
   ids = {task['item'] for task in tasks}
   return {
     'benchmark': benchmark,
@@ -150,6 +170,7 @@ def judge(benchmark, direction, style, tasks, given, pools) -> dict:
     'strict': {'pass_at_1': mean('strict_pass_at_1')},
     'missing': sorted(ids - set(given)),
     'unknown': sorted(set(given) - ids),
+    **more,
     'items': items,
   }
 

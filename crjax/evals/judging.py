@@ -1,8 +1,10 @@
 """What completions of a benchmark's prompts are worth, by all of its judges."""
 
-from crjax.evals import official, prompts
+from crjax.evals import official, prompts, reval_score
 from crjax.rewards import score
 from crjax.rewards.answers import FENCE, Answer, extract
+
+UNLABELLED = 'unlabelled'  # No answer is right or wrong.
 
 
 def judge(benchmark, style, tasks, texts, truncated, pools) -> list[dict]:
@@ -11,8 +13,8 @@ def judge(benchmark, style, tasks, texts, truncated, pools) -> list[dict]:
   That is True, False, or None for an answer that the scorer drops.
 
   Args:
-    benchmark: 'cruxeval', 'livecodebench', or '' for tasks that have no scorer
-      but ours.
+    benchmark: 'cruxeval', 'livecodebench', 'reval', or '' for tasks that have
+      no scorer but ours.
     style: of `prompts.STYLES`.
     tasks: as `rewards.score` takes them.
     texts: one completion a task.
@@ -21,6 +23,8 @@ def judge(benchmark, style, tasks, texts, truncated, pools) -> list[dict]:
   """
   if not benchmark:
     return score(tasks, texts, truncated, pools[0])[1]
+  if benchmark == 'reval':
+    return reval(style, tasks, texts, pools[1])
   asked = [prompts.ask(benchmark, task, style) for task in tasks]
   said = iter(read(style, x, p) for x, p in zip(texts, asked, strict=True))
   _, infos = score(
@@ -35,6 +39,32 @@ def judge(benchmark, style, tasks, texts, truncated, pools) -> list[dict]:
     info | {'official': verdict}
     for info, verdict in zip(infos, verdicts, strict=True)
   ]
+
+
+def reval(style, questions, texts, pool) -> list[dict]:
+  """As `judge`; a question without a label of one kind has no such verdict."""
+  found = reval_score.verdicts(questions, style, texts, pool)
+  infos = []
+  for verdict, text in zip(found, texts, strict=True):
+    answer = read(style, text)
+    right = bool(verdict['strict'])
+    infos.append(
+      {
+        'answer': answer.text,
+        'format_ok': answer.format_ok,
+        'verdict': UNLABELLED
+        if verdict['strict'] is None
+        else ('pass' if right else 'wrong'),
+        'right': right,
+        'typed': right,
+        'worth': float(right),
+        'value': answer.text or '',
+        'detail': '',
+      }
+    )
+    if verdict['official'] is not None:
+      infos[-1]['official'] = verdict['official']
+  return infos
 
 
 def read(style: str, completion: str, prompt='') -> Answer:

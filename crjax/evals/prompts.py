@@ -20,8 +20,9 @@ def ask(benchmark: str, task: dict, style: str):
   """The prompt of a task: a text, or chat messages for the zero-shot styles.
 
   Args:
-    benchmark: 'cruxeval' or 'livecodebench'.
-    task: {kind, code, entry, args, output}, as `rewards.score` takes it.
+    benchmark: 'cruxeval', 'livecodebench', 'reval', or '' for tasks of ours.
+    task: {kind, code, entry, args, output}, as `rewards.score` takes it, with
+      its `prompt` where its file has one; or a question of `reval.load`.
     style: 'cot' or 'direct', the benchmark's few-shot prompts; 'zero_shot', a
       task sentence, the program and an assertion with a hole, as CodeReasoner
       and its successors ask; 'trained', what this library trains on.
@@ -29,7 +30,11 @@ def ask(benchmark: str, task: dict, style: str):
   Raises ValueError for a style or direction that the benchmark does not have.
   """
   kind = task['kind']
+  if benchmark == 'reval':
+    return _reval(task, style)
   known = 'kind', 'code', 'entry', 'args', 'output'
+  if style == 'trained' and 'prompt' in task:
+    return task['prompt']
   if style == 'trained':
     return tokenizer.messages(**{k: task[k] for k in known})
   name = f'{benchmark}_{kind}_{style}'
@@ -39,6 +44,20 @@ def ask(benchmark: str, task: dict, style: str):
   filled = text(name).format(call=call, **{k: task[k] for k in known[1:]})
   if style != 'zero_shot':
     return filled
+  return [
+    {'role': 'system', 'content': EXPERT},
+    {'role': 'user', 'content': filled.strip()},
+  ]
+
+
+def _reval(question, style):
+  """Its own few-shot texts have no licence and are not here."""
+  lines = question['code'].split('\n')
+  numbered = '\n'.join(f'{i}\t{x}' for i, x in enumerate(lines, 1))
+  here = {'numbered': numbered}
+  if 'line' in question:
+    here['codeline'] = lines[question['line'] - 1].strip()
+  filled = text(f'reval_{question["kind"]}_{style}').format(**question | here)
   return [
     {'role': 'system', 'content': EXPERT},
     {'role': 'user', 'content': filled.strip()},

@@ -1,17 +1,39 @@
 """Numbers of judged completions, as a table and as files."""
 
+import ast
 import collections
+import functools
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
+import shlex
+import sys
+import time
 
 import numpy as np
 import rich.console
 import rich.table
 
 from crjax import files
-from crjax.evals import official
-from crjax.evals.stats import bootstrap, wilson
+from crjax.evals import official, reval_score
+from crjax.evals.judging import UNLABELLED
+from crjax.evals.stats import bootstrap, pass_at_k, wilson
+
+CONSTRUCTS = {
+  'for': {ast.For},
+  'while': {ast.While},
+  'if': {ast.If, ast.IfExp},
+  'comprehension': {ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp},
+  'try': {ast.Try},
+  'lambda': {ast.Lambda},
+  'class': {ast.ClassDef},
+  'slice': {ast.Slice},
+  'format': {ast.JoinedStr},
+}
+PASS_AT = (1, 2, 4, 5, 8, 10)
+UNJUDGED = ('infra', UNLABELLED)
 
 
 def summarize(rows, *, seed: int = 0) -> dict:
@@ -22,7 +44,10 @@ def summarize(rows, *, seed: int = 0) -> dict:
   report = {}
   for kind in sorted({row['kind'] for row in rows}):
     of_kind = [row for row in rows if row['kind'] == kind]
-    report[kind] = {'n': len({row['id'] for row in of_kind})}
+    report[kind] = {
+      'n': len({row['id'] for row in of_kind}),
+      'by': breakdowns(of_kind),
+    }
     for mode in ('greedy', 'sampled'):
       some = [row for row in of_kind if row['mode'] == mode]
       report[kind][mode] = _numbers(some, seed)
@@ -31,7 +56,7 @@ def summarize(rows, *, seed: int = 0) -> dict:
 
 def _numbers(rows, seed):
   """Fractions over items, each item the mean of its samples."""
-  judged = [row for row in rows if row['verdict'] != 'infra']
+  judged = [row for row in rows if row['verdict'] not in UNJUDGED]
   items = collections.defaultdict(list)
   for row in judged:
     items[row['id']].append(row)
@@ -39,11 +64,11 @@ def _numbers(rows, seed):
     [np.mean([row[field] for row in item]) for item in items.values()]
   )
   right = mean('right')
-  theirs = [
-    np.mean(official.kept([row['official'] for row in item]))
-    for item in items.values()
-    if 'official' in item[0]
-  ]
+  scored = collections.defaultdict(list)
+  for row in rows:
+    if 'official' in row:
+      scored[row['id']].append(row['official'])
+  theirs = [np.mean(official.kept(verdicts)) for verdicts in scored.values()]
   samples = max((row['sample'] for row in rows), default=0) + 1
   single = samples == 1
   interval = wilson(right) if single else bootstrap(right, seed)
@@ -54,10 +79,93 @@ def _numbers(rows, seed):
     'typed': float(mean('typed').mean()) if len(right) else None,
     'format_rate': float(mean('format_ok').mean()) if len(right) else None,
     'truncated': float(mean('truncated').mean()) if len(right) else None,
+    'tokens': _mean_of(judged, 'tokens'),
+    'final': _mean_of(judged, 'final'),
+    'steps': _mean_of(judged, 'steps'),
+    'pass_at_k': {k: _pass_at(items, k) for k in PASS_AT if k <= samples},
     'samples': samples,
-    'infra': len(rows) - len(judged),
+    'infra': sum(row['verdict'] == 'infra' for row in rows),
+    'unlabelled': sum(row['verdict'] == UNLABELLED for row in rows),
     'too_long': sum(not row['fits'] for row in rows),
   }
+
+
+def facts(began) -> dict:
+  """What it takes to do it again: the command, versions, and the time."""
+  names = 'jax', 'flax', 'transformers', 'datasets', 'numpy'
+  versions = {name: importlib.metadata.version(name) for name in names}
+  return {
+    'command': shlex.join(['python', '-m', 'crjax.evaluate', *sys.argv[1:]]),
+    'versions': {'python': platform.python_version(), **versions},
+    'seconds': time.monotonic() - began,
+  }
+
+
+def reval_report(tasks, rows) -> dict:
+  """`reval_score.summarize` of the greedy answers."""
+  greedy = {row['id']: row for row in rows if row['mode'] == 'greedy'}
+  found = [
+    {
+      'official': greedy[task['id']].get('official'),
+      'strict': None
+      if greedy[task['id']]['verdict'] == UNLABELLED
+      else greedy[task['id']]['right'],
+    }
+    for task in tasks
+  ]
+  return reval_score.summarize(tasks, found)
+
+
+def breakdowns(rows) -> dict:
+  """{by: {value: {n, strict}}} of greedy rows: where a model is good at what.
+
+  By difficulty, where the benchmark tells it, lines of code, and the constructs
+  that a program uses; one program has several.
+  """
+  found = collections.defaultdict(lambda: collections.defaultdict(list))
+  for row in rows:
+    if row['mode'] == 'greedy' and row['verdict'] not in UNJUDGED:
+      for by, value in features(row):
+        found[by][value].append(row['right'])
+  return {
+    by: {
+      value: {'n': len(right), 'strict': sum(right) / len(right)}
+      for value, right in sorted(values.items())
+    }
+    for by, values in found.items()
+  }
+
+
+def features(row) -> list[tuple[str, str]]:
+  """(by, value) pairs of a row's program."""
+  lines = len(row['code'].strip().split('\n'))
+  low = max(n for n in (1, 6, 11, 21, 41) if n <= max(lines, 1))
+  found = [('lines', f'{low:>2}+'), *constructs(row['code'])]
+  if row.get('difficulty'):
+    found.append(('difficulty', str(row['difficulty'])))
+  return found
+
+
+@functools.lru_cache(maxsize=4096)
+def constructs(code: str) -> tuple:
+  names = {type(node) for node in ast.walk(ast.parse(code))}
+  return tuple(
+    ('construct', name) for name, kinds in CONSTRUCTS.items() if names & kinds
+  )
+
+
+def _mean_of(rows, field):
+  """Mean over the rows that have the field; None of none."""
+  values = [row[field] for row in rows if row.get(field) is not None]
+  return float(np.mean(values)) if values else None
+
+
+def _pass_at(items, k):
+  """Mean over items of the unbiased estimate; None where samples were lost."""
+  if not items or any(len(item) < k for item in items.values()):
+    return None
+  right = [[row['right'] for row in item] for item in items.values()]
+  return float(np.mean([pass_at_k(len(x), sum(x), k) for x in right]))
 
 
 def write(out, report, rows):
@@ -68,6 +176,8 @@ def write(out, report, rows):
   out.mkdir(parents=True, exist_ok=True)
   temporary = out / 'items.tmp'
   datasets.disable_progress_bars()
+  names = {name: None for row in rows for name in row}  # In their order.
+  rows = [names | row for row in rows]
   datasets.Dataset.from_list(rows).to_parquet(str(temporary))
   os.replace(temporary, out / 'items.parquet')
   text = json.dumps(report, indent=2, sort_keys=True) + '\n'

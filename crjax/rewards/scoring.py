@@ -44,7 +44,8 @@ def score(
     answer, format_ok, verdict ('pass', 'wrong', 'bad_answer', 'infra' or that
     of the execution), right, typed (right with types), worth (the reward if
     the form is kept), value (what it said or what its input returned) and
-    detail.
+    detail. Of a mixed question also `final`, whether the output is right, and
+    `steps`, the share of right steps.
   """
   found = [answers.Answer(*extract(text)) for text in texts]
   jobs, waiting, infos = [], [], []
@@ -113,6 +114,8 @@ def _mixed(task, answer, mode):
     'typed': info['typed'] and share == 1,
     'worth': worth,
     'value': answer,
+    'final': info['right'],
+    'steps': share,
   }
 
 
