@@ -52,6 +52,7 @@ def run(
   pools,
   *,
   samples: int,
+  temperature=1.0,
   benchmark='',
   style='trained',
   raw=False,
@@ -70,8 +71,11 @@ def run(
   if not raw:
     asked = [prompts.chat(prompt, system) for prompt in asked]
   rows = []
-  for mode, temperature, n in (('greedy', 0.0, 1), ('sampled', 1.0, samples)):
-    texts, truncated = complete(asked, temperature, n)
+  for mode, heat, n in (
+    ('greedy', 0.0, 1),
+    ('sampled', temperature, samples),
+  ):
+    texts, truncated = complete(asked, heat, n)
     repeated = [task for task in tasks for _ in range(n)]
     answers = [text or '' for text in texts]
     infos = judging.judge(benchmark, style, repeated, answers, truncated, pools)
@@ -236,6 +240,7 @@ def evaluate_model(f, c):
         complete,
         (pool, theirs),
         samples=c.samples,
+        temperature=c.temperature,
         benchmark=f.benchmark,
         style=f.prompt,
         raw=f.raw,

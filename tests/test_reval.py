@@ -107,7 +107,7 @@ def sample(smoke_data, tmp_path_factory):
   """Programs of the factory and the class above, as REval's files."""
   folder = tmp_path_factory.mktemp('reval')
   programs, questions = [PROGRAM], [QUESTIONS]
-  rows = data.read(smoke_data / 'heldout.parquet', {'id', 'verify'})
+  rows = data.read(smoke_data / 'rl_train.parquet', {'id', 'verify'})
   for row in [row for row in rows if row['kind'] == 'output'][:6]:
     verify = row['verify']
     lines = verify['code'].split('\n')

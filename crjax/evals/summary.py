@@ -209,7 +209,7 @@ def show(report):
     for mode in ('greedy', 'sampled'):
       x = found[mode]
       low, high = x['ci95'] or (None, None)
-      label = mode if mode == 'greedy' else f'T=1, {x["samples"]} samples'
+      label = mode if mode == 'greedy' else f'{x["samples"]} samples'
       table.add_row(
         kind,
         str(found['n']),

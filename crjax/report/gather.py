@@ -120,19 +120,30 @@ def evaluation(path, name) -> dict:
 
 
 def dataset(path, name) -> dict:
-  """The manifest: its numbers, and the funnel where it has one."""
+  """The manifest: its numbers, the funnel, the best constant answers."""
   manifest = load(path / 'manifest.json')
-  return {'name': name, 'manifest': manifest, 'funnel': funnel(manifest)}
+  summary = manifest.get('summary') or manifest
+  return {
+    'name': name,
+    'manifest': manifest,
+    'funnel': funnel(summary, manifest.get('rows')),
+    'constant': summary.get('constant_baseline') or {},
+    'versions': manifest.get('versions') or {},
+    'command': f'python -m data_pipeline.build --config.out={path}',
+  }
 
 
-def funnel(manifest) -> list:
-  """[(what, how many)]: what was dropped, largest first, then what is kept."""
-  dropped = manifest.get('dropped_programs') or manifest.get('funnel') or {}
-  counts = [(k, v) for k, v in dropped.items() if isinstance(v, int)]
-  counts.sort(key=lambda pair: -pair[1])
-  kept = manifest.get('rows') or {}
-  rows = [(f'kept: {k}', v) for k, v in kept.items() if isinstance(v, int)]
-  return [(f'dropped: {k}', v) for k, v in counts] + rows
+def funnel(summary, rows) -> list:
+  """[(what, how many)]: candidates, what was dropped and why, what is kept."""
+  found = []
+  for field, word in (('dropped_programs', 'dropped'), ('inputs', 'inputs')):
+    counts = summary.get(field, {}).items()
+    counts = sorted(counts, key=lambda pair: -pair[1])
+    found += [(f'{word}: {name}', count) for name, count in counts]
+  if summary.get('candidates'):
+    found.insert(0, ('candidates', summary['candidates']))
+  kept = rows or {}
+  return found + [(f'kept: {name}', count) for name, count in kept.items()]
 
 
 def comparisons(paths, named) -> list:

@@ -27,7 +27,7 @@ function resultRows(evaluations) {
         const [low, high] = x.ci95 || [null, null];
         const at = Object.entries(x.pass_at_k || {}).filter(([k, v]) => k > 1 && v !== null)
           .map(([k, v]) => `@${k} ${percent(v)}`).join(' ');
-        rows.push({ first, cells: [first ? one.name : '', kind, found.n, mode === 'greedy' ? 'greedy' : `T=1, ${x.samples}`,
+        rows.push({ first, cells: [first ? one.name : '', kind, found.n, mode === 'greedy' ? 'greedy' : `${x.samples} samples`,
           percent(x.strict), low === null ? '-' : `${percent(low)} to ${percent(high)}`, interval(low, x.strict, high, INKS[i % INKS.length]),
           percent(x.official), percent(x.typed), at || '-', percent(x.format_rate), percent(x.truncated), figures(x.tokens),
           x.steps === null || x.steps === undefined ? '-' : `${percent(x.steps)} / ${percent(x.final)}`, x.infra] });
@@ -44,9 +44,8 @@ function drawResults(root, index) {
   root.append(table(['evaluation', 'kind', 'items', 'decoding', 'strict %', '95 %', '', 'official %', 'typed %', 'pass@k %', 'format %', 'cut off %', 'tokens', 'steps / final %', 'infra'],
     resultRows(evaluations)),
   element('p', {}, 'Strict: model text is read, never executed. Official: what the benchmark’s own scorer says, its defects included. Intervals are over items.'));
-  const constants = index.datasets.filter((x) => x.manifest.constant_baseline);
-  for (const one of constants) {
-    const told = Object.entries(one.manifest.constant_baseline).map(([k, v]) => `${k} ${percent(v)} %`).join(', ');
+  for (const one of index.datasets.filter((x) => Object.keys(x.constant).length)) {
+    const told = Object.entries(one.constant).map(([k, v]) => `${k} ${percent(v)} %`).join(', ');
     root.append(element('p', {}, `The best constant answer on ${one.name}: ${told}.`));
   }
   for (const one of evaluations.filter((x) => x.reval)) root.append(...reval(one));
@@ -107,12 +106,12 @@ function drawSpeed(root, index) {
 }
 
 function drawAgain(root, index) {
-  for (const run of [...index.trainings, ...index.evaluations]) {
+  for (const run of [...index.datasets, ...index.trainings, ...index.evaluations]) {
     const versions = Object.entries(run.versions || {}).filter(([, v]) => typeof v === 'string' && v.length < 40).map(([k, v]) => `${k} ${v}`).join(', ');
     const more = element('details', {}, element('summary', {}, run.name));
     if (run.command) more.append(element('pre', { class: 'wrap' }, run.command));
     more.append(element('p', {}, versions || 'Versions were not recorded by this run.'),
-      element('pre', {}, JSON.stringify(run.config || run.settings || {}, null, 1)));
+      element('pre', {}, JSON.stringify(run.config || run.settings || (run.manifest || {}).settings || {}, null, 1)));
     root.append(more);
   }
 }
