@@ -11,6 +11,7 @@ from crjax.evals import (
   official,
   reval,
   reval_score,
+  stats,
 )
 from crjax.execution import Pool
 
@@ -121,7 +122,7 @@ def judge(benchmark, direction, style, tasks, given, pools) -> dict:
     pools: (for the strict judge, of `official.pool`).
 
   Returns:
-    {official: {pass_at_1}, strict: {pass_at_1}, items: [...], ...}: percent.
+    {official: {pass_at_1, ci95}, strict: likewise, items: [...], ...}: percent.
     An item: {id, official: the scorer's own list, shorter where it drops
     texts, official_pass_at_1, skipped: the texts that it drops, strict: one
     verdict a text, strict_pass_at_1}. An item without completions is wrong.
@@ -156,7 +157,7 @@ def judge(benchmark, direction, style, tasks, given, pools) -> dict:
         'verdicts': [info['verdict'] for info in some],
       }
     )
-  mean = lambda name: 100 * _mean([item[name] for item in items])
+  told = lambda name: _told([item[f'{name}_pass_at_1'] for item in items])
   more = {}
   if benchmark == 'reval':
     more = {'reval': reval_score.of_items(tasks, items)}
@@ -166,13 +167,19 @@ def judge(benchmark, direction, style, tasks, given, pools) -> dict:
     'direction': direction,
     'prompt': style,
     'n': len(items),
-    'official': {'pass_at_1': mean('official_pass_at_1')},
-    'strict': {'pass_at_1': mean('strict_pass_at_1')},
+    'official': told('official'),
+    'strict': told('strict'),
     'missing': sorted(ids - set(given)),
     'unknown': sorted(set(given) - ids),
     **more,
     'items': items,
   }
+
+
+def _told(values):
+  """Percent, with the interval of a bootstrap over items."""
+  low, high = stats.bootstrap(values, seed=0)
+  return {'pass_at_1': 100 * _mean(values), 'ci95': [100 * low, 100 * high]}
 
 
 def _mean(values):

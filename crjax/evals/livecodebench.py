@@ -54,6 +54,8 @@ def load(path) -> list[dict]:
     tasks.append(_task(row, where))
   if not tasks:
     raise ValueError(f'{path} holds no rows')
+  if len(tasks) != ROWS:
+    print(f'{path}: {len(tasks)} rows; execution-v2 has {ROWS}')
   return tasks
 
 

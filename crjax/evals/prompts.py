@@ -36,7 +36,8 @@ def ask(benchmark: str, task: dict, style: str):
   if style == 'trained' and 'prompt' in task:
     return task['prompt']
   if style == 'trained':
-    return tokenizer.messages(**{k: task[k] for k in known})
+    asked = {k: task[k] for k in known}
+    return tokenizer.messages(**asked, questions=task.get('questions', ()))
   name = f'{benchmark}_{kind}_{style}'
   if style == 'zero_shot':
     name = f'{kind}_zero_shot'

@@ -47,6 +47,7 @@ def summarize(rows, *, seed: int = 0) -> dict:
     report[kind] = {
       'n': len({row['id'] for row in of_kind}),
       'by': breakdowns(of_kind),
+      'constant': constant(of_kind),
     }
     for mode in ('greedy', 'sampled'):
       some = [row for row in of_kind if row['mode'] == mode]
@@ -134,6 +135,27 @@ def breakdowns(rows) -> dict:
     }
     for by, values in found.items()
   }
+
+
+def constant(rows) -> dict | None:
+  """{answer, strict}: the answer that is right most often without reading.
+
+  None for questions whose right answers are not listed, such as inputs.
+  """
+  rows = {row['id']: row for row in rows}.values()
+  gold = [g for row in rows if row['kind'] != 'input' for g in set(golds(row))]
+  if not gold:
+    return None
+  answer, count = collections.Counter(gold).most_common(1)[0]
+  return {'answer': answer, 'strict': count / len(rows)}
+
+
+def golds(row) -> list[str]:
+  """The right answers to a question, as texts."""
+  if row['kind'] == 'output':
+    return [row['output']] if 'output' in row else []
+  gold = row.get('corrected') or row.get('gold') or []
+  return gold if isinstance(gold, list) else []
 
 
 def features(row) -> list[tuple[str, str]]:

@@ -29,6 +29,7 @@ function resultRows(evaluations) {
           .map(([k, v]) => `@${k} ${percent(v)}`).join(' ');
         rows.push({ first, cells: [first ? one.name : '', kind, found.n, mode === 'greedy' ? 'greedy' : `${x.samples} samples`,
           percent(x.strict), low === null ? '-' : `${percent(low)} to ${percent(high)}`, interval(low, x.strict, high, INKS[i % INKS.length]),
+          percent(found.constant && found.constant.strict),
           percent(x.official), percent(x.typed), at || '-', percent(x.format_rate), percent(x.truncated), figures(x.tokens),
           x.steps === null || x.steps === undefined ? '-' : `${percent(x.steps)} / ${percent(x.final)}`, x.infra] });
         first = false;
@@ -41,7 +42,7 @@ function resultRows(evaluations) {
 function drawResults(root, index) {
   const evaluations = index.evaluations;
   if (!evaluations.length) { root.append(element('p', {}, 'No evaluation here.')); return; }
-  root.append(table(['evaluation', 'kind', 'items', 'decoding', 'strict %', '95 %', '', 'official %', 'typed %', 'pass@k %', 'format %', 'cut off %', 'tokens', 'steps / final %', 'infra'],
+  root.append(table(['evaluation', 'kind', 'items', 'decoding', 'strict %', '95 %', '', 'constant %', 'official %', 'typed %', 'pass@k %', 'format %', 'cut off %', 'tokens', 'steps / final %', 'infra'],
     resultRows(evaluations)),
   element('p', {}, 'Strict: model text is read, never executed. Official: what the benchmark’s own scorer says, its defects included. Intervals are over items.'));
   for (const one of index.datasets.filter((x) => Object.keys(x.constant).length)) {
