@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -111,6 +112,10 @@ def page(folder):
   """A Page of a browser of its own, with its profile in `folder`."""
   child_in, into = os.pipe()
   out, child_out = os.pipe()
+  # Above 4, so that neither is overwritten before it is in its place.
+  high_in, high_out = (
+    fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (child_in, child_out)
+  )
   command = [
     find(),
     '--headless=new',
@@ -122,16 +127,16 @@ def page(folder):
     '--remote-debugging-pipe',
     f'--user-data-dir={folder}',
   ]
-  # The browser reads commands from descriptor 3 and answers on 4.
-  shell = f'exec "$@" 3<&{child_in} 4>&{child_out}'
   process = subprocess.Popen(
-    ['sh', '-c', shell, 'sh', *command],
-    pass_fds=(child_in, child_out),
+    command,
+    # The browser reads commands from descriptor 3 and answers on 4.
+    preexec_fn=lambda: (os.dup2(high_in, 3), os.dup2(high_out, 4)),
+    pass_fds=(3, 4),
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
-  os.close(child_in)
-  os.close(child_out)
+  for end in (child_in, child_out, high_in, high_out):
+    os.close(end)
   try:
     yield Page(process, out, into)
   finally:

@@ -13,7 +13,7 @@ from crjax.evals import (
   reval_score,
   stats,
 )
-from crjax.execution import Pool
+from crjax.execution import Case, Pool, check_all
 
 BENCHMARKS = {
   'cruxeval': cruxeval,
@@ -65,6 +65,21 @@ def self_test(benchmark, tasks, pools):
   for task, verdict in zip(tasks, theirs, strict=True):
     if not verdict:
       wrong.setdefault(task['id'], 'official scorer')
+  # Neither judge of outputs calls the function; here it is called.
+  cases = [
+    Case(
+      official.prelude(benchmark) + task['code'],
+      f'{task["entry"]}({task["args"]})',
+      task['output'],
+      task['entry'],
+    )
+    for task in tasks
+  ]
+  found = check_all(cases, pool=pools[1], two_phase=True)
+  for task, verdict in zip(tasks, found, strict=True):
+    if verdict.kind != 'pass':
+      why = f'the call: {verdict.kind} {verdict.detail}'
+      wrong.setdefault(task['id'], why)
   if wrong:
     raise ValueError(
       f'{benchmark}: {len(wrong)} of {len(tasks)} published answers are called '

@@ -100,8 +100,13 @@ def skips(benchmark: str, task: dict, answer: str) -> bool:
 
 def program(benchmark: str, task: dict, answer: str) -> str:
   """What the scorer executes."""
-  prelude = PRELUDE if benchmark == 'livecodebench' else ''
-  return f'{prelude}{task["code"]}\nassert {task["output"]} == {answer}'
+  checked = f'{task["code"]}\nassert {task["output"]} == {answer}'
+  return prelude(benchmark) + checked
+
+
+def prelude(benchmark: str) -> str:
+  """What a benchmark's programs use without importing it."""
+  return PRELUDE if benchmark == 'livecodebench' else ''
 
 
 def judge(benchmark, tasks, answers_B, some_pool, progress=None) -> list:
