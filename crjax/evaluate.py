@@ -123,9 +123,7 @@ def make_complete(
 
   def complete(prompts, temperature, rollouts):
     encode = functools.partial(tokenizer.encode_prompt, tok, thinking=thinking)
-    encoded = [
-      tok(p)['input_ids'] if isinstance(p, str) else encode(p) for p in prompts
-    ]
+    encoded = list(map(encode, prompts))
     fits = [i for i, x in enumerate(encoded) if len(x) <= prompt_length]
     fits.sort(key=lambda i: len(encoded[i]))
     texts = [None] * (len(prompts) * rollouts)
