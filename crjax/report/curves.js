@@ -47,7 +47,7 @@ function figure(metric, runs) {
   });
   const drawn = lines.flatMap((run) => {
     const points = run.series[metric];
-    if (points.length < 40) return [line(points, run.ink, 1)];
+    if (points.length < 40 || metric === 'lr') return [line(points, run.ink, 1)];
     return [line(points, run.ink, 0.25), line(smooth(points), run.ink, 1)];
   });
   const cross = element('line', { class: 'axis', y1: top, y2: H - bottom, visibility: 'hidden' });
