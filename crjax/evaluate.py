@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
-from crjax import data, execution, hf, sampling, tokenizer
+from crjax import data, execution, hf, metrics, sampling, tokenizer
 from crjax.evals import (
   completions,
   cruxeval,
@@ -38,10 +38,10 @@ from crjax.evals import (
   official,
   prompts,
 )
-from crjax.evals.summary import facts, reval_report, show, summarize, write
+from crjax.evals.summary import reval_report, show, summarize, write
 from crjax.sharding import gather, make_mesh, put, replicate
 
-KINDS = ('output', 'input', 'coverage', 'path', 'state')
+KINDS = ('output', 'input', 'coverage', 'path', 'state', 'mixed')
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 WIDTH = 64  # Prompts are padded to multiples of this: few shapes to compile.
 
@@ -254,7 +254,8 @@ def evaluate_model(f, c):
   report = {
     'settings': settings | {'judge': 'strict'},
     'kinds': summarize(rows, seed=c.seed),
-    **facts(began),
+    **metrics.provenance(),
+    'seconds': time.monotonic() - began,
   }
   if f.benchmark == 'reval':
     report['reval'] = reval_report(tasks, rows)
@@ -297,6 +298,7 @@ def served(f, c, mesh):
     f.endpoint,
     f.model,
     pathlib.Path(f.out) / 'answers.jsonl',
+    concurrency=c.batch,
     completion_length=c.completion_length,
     seed=c.seed,
   )

@@ -6,10 +6,14 @@ TensorBoard to do the same, so that every step is there once.
 """
 
 import contextlib
+import importlib.metadata
 import json
 import math
 import os
 import pathlib
+import platform
+import resource
+import shlex
 import sys
 import time
 
@@ -18,6 +22,11 @@ import rich.progress
 import rich.table
 import rich.text
 
+from crjax import files
+
+PACKAGES = ('jax', 'flax', 'optax', 'transformers', 'datasets', 'numpy')
+# Peak memory of this process: kilobytes on Linux, bytes on macOS.
+UNIT = 1e-9 if sys.platform == 'darwin' else 1.024e-6
 QUIET_SECONDS = 10.0  # Between progress lines where there is no terminal.
 TABLE_SECONDS = 60.0  # Between sample tables; their files are all written.
 SHOWN_SAMPLES = 3
@@ -46,6 +55,8 @@ class Writer:
 
     self._dir = pathlib.Path(run_dir)
     self._dir.mkdir(parents=True, exist_ok=True)
+    with _naming(self._dir / 'command.json'):
+      files.write_text(self._dir / 'command.json', json.dumps(provenance()))
     path = self._dir / 'metrics.jsonl'
     truncate(path, start_step)
     self._lines = path.open('a')
@@ -70,6 +81,7 @@ class Writer:
       'time': time.time(),
       'time/step_s': seconds,
       'perf/tokens_per_s': tokens / max(seconds, 1e-9),
+      'perf/host_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT,
     }
     line = {'step': step, 'tokens': tokens, **scalars, **clock}
     finite = {k: v if math.isfinite(v) else None for k, v in line.items()}
@@ -127,6 +139,15 @@ class Writer:
     elif now - self._shown > QUIET_SECONDS or step == self._total:
       self._shown = now
       print(f'step {step}/{self._total}  {text}', flush=True)
+
+
+def provenance() -> dict:
+  """{command, versions}: what it takes to do this again."""
+  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  return {
+    'command': shlex.join(sys.orig_argv),
+    'versions': {'python': platform.python_version(), **versions},
+  }
 
 
 def byte_report(what: str):

@@ -75,6 +75,14 @@ def test_a_refusal_ends_it_and_says_what_the_server_said(answering, tmp_path):
   assert len(bodies) == 1
 
 
+def test_a_prompt_that_does_not_fit_is_told(answering, tmp_path):
+  url, script, _ = answering
+  script.append((400, 'the context has 8 tokens, but 9 of the prompt'))
+  complete, count = client(url, tmp_path)
+  texts, _ = complete([CHAT, CHAT], 0.0, 1)
+  assert texts == [None, None] and count(['']) == [0]
+
+
 def test_nothing_is_asked_twice(answering, tmp_path):
   url, _, bodies = answering
   complete, _ = client(url, tmp_path)

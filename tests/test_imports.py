@@ -14,13 +14,12 @@ ROWS = [
     'losses',
     'advantages',
     'optim',
-    'metrics',
     'tokenizer',
     'execution',
     'files',
     'lora',
   },
-  {'attention', 'rewards', 'data', 'evals'},
+  {'attention', 'rewards', 'data', 'metrics', 'evals'},
   {'model'},
   {'hf', 'sampling', 'checkpoint'},
   {'sft', 'grpo', 'evaluate'},
@@ -28,7 +27,7 @@ ROWS = [
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
-WITHIN = {('evals', 'rewards'), ('train', 'inputs')}
+WITHIN = {('evals', 'rewards'), ('evals', 'metrics'), ('train', 'inputs')}
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import urllib.error
 import urllib.request
 
 import datasets
@@ -241,4 +242,7 @@ def test_a_live_page_is_local_and_moves_on(runs):
       file.write('1, "loss": 0.5}\n')
     assert read('/version') != before
     assert read('/version') in read('/')
+    foreign = urllib.request.Request(url, headers={'Host': 'example.com:80'})
+    with pytest.raises(urllib.error.HTTPError, match='403'):
+      urllib.request.urlopen(foreign)
     server.shutdown()

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import threading
 import time
 import urllib.error
@@ -23,6 +24,8 @@ from crjax.evals.prompts import STOP
 KEY = 'OPENAI_API_KEY'  # the environment variable; unset for none
 AGAIN = {408, 409, 425, 429}  # and all from 500
 ATTEMPTS, FIRST_PAUSE, LONGEST_PAUSE = 6, 0.5, 30.0
+# What servers say of a prompt that does not fit.
+TOO_LONG = re.compile('context.?(length|window|has)|maximum.{0,20}length', re.I)
 SHOWN = 300  # characters of what a server says
 
 
@@ -52,7 +55,7 @@ def make_complete(
     seed: sent with each sample, a different one for each.
 
   A conversation goes to /chat/completions, a text to /completions with the
-  few-shot prompts' stop. Raises Refused.
+  few-shot prompts' stop. A prompt that does not fit gives None. Raises Refused.
   """
   url, known, lock = url.rstrip('/'), load(journal), threading.Lock()
 
@@ -85,7 +88,7 @@ def make_complete(
 
   def count(texts):
     tokens = {answer['text']: answer['tokens'] for answer in known.values()}
-    return [tokens[text] for text in texts]
+    return [tokens.get(text, 0) for text in texts]  # None of what did not fit.
 
   return complete, count
 
@@ -117,6 +120,8 @@ def ask(url: str, body: dict, seconds: float) -> dict:
     except urllib.error.HTTPError as error:
       said = error.read().decode('utf-8', 'replace')[:SHOWN]
       why = f'status {error.code}: {said}'
+      if error.code == 400 and TOO_LONG.search(said):
+        return {'text': None, 'finish': 'too_long', 'tokens': 0}
       if error.code not in AGAIN and error.code < 500:
         raise Refused(f'{url}: {why}') from error
     except (OSError, http.client.HTTPException) as error:

@@ -3,14 +3,9 @@
 import ast
 import collections
 import functools
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
-import shlex
-import sys
-import time
 
 import numpy as np
 import rich.console
@@ -88,17 +83,6 @@ def _numbers(rows, seed):
     'infra': sum(row['verdict'] == 'infra' for row in rows),
     'unlabelled': sum(row['verdict'] == UNLABELLED for row in rows),
     'too_long': sum(not row['fits'] for row in rows),
-  }
-
-
-def facts(began) -> dict:
-  """What it takes to do it again: the command, versions, and the time."""
-  names = 'jax', 'flax', 'transformers', 'datasets', 'numpy'
-  versions = {name: importlib.metadata.version(name) for name in names}
-  return {
-    'command': shlex.join(['python', '-m', 'crjax.evaluate', *sys.argv[1:]]),
-    'versions': {'python': platform.python_version(), **versions},
-    'seconds': time.monotonic() - began,
   }
 
 

@@ -101,16 +101,11 @@ def training(path, name) -> dict:
     'tokens_per_s': middle('perf/tokens_per_s'),
     'step_s': middle('time/step_s'),
     'memory': {
-      k: max(x.get(k) or 0 for x in lines)
-      for k in series
-      if k.startswith(('memory', 'mem/'))
+      k: max(x.get(k) or 0 for x in lines) for k in series if k.endswith('_gb')
     },
     'config': config,
     'sandbox': load(path / 'sandbox.json').get('level'),
-    'versions': load(path / 'versions.json'),
-    'command': load(path / 'versions.json').get('command')
-    or f'python -m crjax.train --config=configs/{task}_*.py '
-    f'--config.workdir={path}',
+    **load(path / 'command.json'),
   }
 
 
@@ -129,7 +124,6 @@ def dataset(path, name) -> dict:
     'funnel': funnel(summary, manifest.get('rows')),
     'constant': summary.get('constant_baseline') or {},
     'versions': manifest.get('versions') or {},
-    'command': f'python -m data_pipeline.build --config.out={path}',
   }
 
 

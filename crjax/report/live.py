@@ -5,6 +5,7 @@ import os
 
 from crjax.report import build, gather
 
+NAMES = ('127.0.0.1', 'localhost')
 WATCHED = ('metrics.jsonl', 'report.json', 'manifest.json', 'samples')
 
 
@@ -27,6 +28,10 @@ def make_server(roots, port: int, most: int):
 
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+      # Of a page elsewhere whose name was made to mean this machine, nothing.
+      if self.headers['Host'].rpartition(':')[0] not in NAMES:
+        self.send_error(403)
+        return
       now = version(roots)
       if self.path == '/version':
         self.answer('text/plain', now)

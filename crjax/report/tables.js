@@ -110,7 +110,7 @@ function drawAgain(root, index) {
   for (const run of [...index.datasets, ...index.trainings, ...index.evaluations]) {
     const versions = Object.entries(run.versions || {}).filter(([, v]) => typeof v === 'string' && v.length < 40).map(([k, v]) => `${k} ${v}`).join(', ');
     const more = element('details', {}, element('summary', {}, run.name));
-    if (run.command) more.append(element('pre', { class: 'wrap' }, run.command));
+    more.append(element('pre', { class: 'wrap' }, run.command || 'The command was not recorded.'));
     more.append(element('p', {}, versions || 'Versions were not recorded by this run.'),
       element('pre', {}, JSON.stringify(run.config || run.settings || (run.manifest || {}).settings || {}, null, 1)));
     root.append(more);
