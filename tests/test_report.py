@@ -209,7 +209,6 @@ def test_a_completion_is_read_with_its_program_and_trace(runs, tab, tmp_path):
   assert tab.errors == []
 
 
-@pytest.mark.slow
 def test_100_000_completions_stay_quick(tab, tmp_path):
   write_training(tmp_path / 'run', 100_000)
   path = tmp_path / 'page.html'

@@ -144,34 +144,13 @@ def judge(benchmark, direction, style, tasks, given, pools) -> dict:
     Of REval also `reval`, see `reval_score.summarize`, of the first texts.
   """
   flat = [(t, text) for t in tasks for text in given.get(t['item'], [])]
-  infos = iter(
-    judging.judge(
-      benchmark,
-      style,
-      [task for task, _ in flat],
-      [text for _, text in flat],
-      [False] * len(flat),
-      pools,
-    )
-  )
-  items = []
-  for task in tasks:
-    some = [next(infos) for _ in given.get(task['item'], [])]
-    theirs = [x['official'] for x in some if 'official' in x]
-    dropped = [i for i, x in enumerate(theirs) if x is None]
-    theirs = official.kept(theirs)
-    ours = [x['right'] for x in some if x['verdict'] != judging.UNLABELLED]
-    items.append(
-      {
-        'id': task['item'],
-        'official': theirs,
-        'official_pass_at_1': _mean(theirs),
-        'skipped': dropped,
-        'strict': ours,
-        'strict_pass_at_1': _mean(ours),
-        'verdicts': [info['verdict'] for info in some],
-      }
-    )
+  asked, texts = [task for task, _ in flat], [text for _, text in flat]
+  cut = [False] * len(flat)
+  infos = iter(judging.judge(benchmark, style, asked, texts, cut, pools))
+  items = [
+    _item(task, [next(infos) for _ in given.get(task['item'], [])])
+    for task in tasks
+  ]
   told = lambda name: _told([item[f'{name}_pass_at_1'] for item in items])
   more = {}
   if benchmark == 'reval':
@@ -191,10 +170,34 @@ def judge(benchmark, direction, style, tasks, given, pools) -> dict:
   }
 
 
+def _item(task, infos) -> dict:
+  """What `judge` tells of an item; pass@1 is None without any label."""
+  if any(info['verdict'] == 'infra' for info in infos):
+    raise RuntimeError(f'the sandbox gave no verdict on {task["id"]}')
+  theirs = [x['official'] for x in infos if 'official' in x]
+  dropped = [i for i, verdict in enumerate(theirs) if verdict is None]
+  theirs = official.kept(theirs)
+  ours = [x['right'] for x in infos if x['verdict'] != judging.UNLABELLED]
+  share = lambda found: None if infos and not found else _mean(found)
+  return {
+    'id': task['item'],
+    'official': theirs,
+    'official_pass_at_1': share(theirs),
+    'skipped': dropped,
+    'strict': ours,
+    'strict_pass_at_1': share(ours),
+    'verdicts': [info['verdict'] for info in infos],
+  }
+
+
 def _told(values):
-  """Percent, with the interval of a bootstrap over items."""
-  low, high = stats.bootstrap(values, seed=0)
-  return {'pass_at_1': 100 * _mean(values), 'ci95': [100 * low, 100 * high]}
+  """Percent, with the interval of a bootstrap over items that have a label."""
+  values = [value for value in values if value is not None]
+  interval = stats.bootstrap(values, seed=0)
+  return {
+    'pass_at_1': 100 * _mean(values),
+    'ci95': interval and [100 * x for x in interval],
+  }
 
 
 def _mean(values):
