@@ -34,6 +34,7 @@ from crjax.evals import (
   completions,
   cruxeval,
   endpoint,
+  hub,
   judging,
   official,
   prompts,
@@ -153,7 +154,7 @@ def make_complete(
 def read_tasks(path, benchmark='', direction='') -> list[dict]:
   """Tasks of a Parquet split of ours, or of a benchmark's file."""
   if benchmark:
-    tasks = completions.BENCHMARKS[benchmark].load(path)
+    tasks = completions.BENCHMARKS[benchmark].load(hub.local(path))
   elif pathlib.Path(path).suffix == '.jsonl':
     tasks = cruxeval.load(path)
   else:
@@ -220,10 +221,13 @@ def judge_completions(f):
 
 def evaluate_model(f, c):
   source, began = f.data or c.data, time.monotonic()
-  if not pathlib.Path(source).exists():
+  if not (f.benchmark or pathlib.Path(source).exists()):
     sys.exit(f'--data={source} does not exist')
   mesh = make_mesh(c.mesh)
-  tasks = read_tasks(source, f.benchmark, f.direction)
+  try:
+    tasks = read_tasks(source, f.benchmark, f.direction)
+  except (ValueError, OSError) as error:
+    sys.exit(f'--data={source}: {error}')
   complete, count = (served if f.endpoint else loaded)(f, c, mesh)
   with (
     jax.set_mesh(mesh),

@@ -2,7 +2,14 @@ import json
 
 import pytest
 
-from crjax.evals import completions, judging, livecodebench, official, prompts
+from crjax.evals import (
+  completions,
+  hub,
+  judging,
+  livecodebench,
+  official,
+  prompts,
+)
 from crjax.execution import Pool
 
 ROW = {
@@ -109,6 +116,16 @@ def test_missing_columns_and_repeated_ids_are_named(tmp_path):
     livecodebench.load(write(tmp_path / 'x.jsonl', fewer))
   with pytest.raises(ValueError, match="row 2: column 'id' repeats"):
     livecodebench.load(write(tmp_path / 'y.jsonl', ROW, ROW))
+
+
+def test_a_dataset_by_name_is_a_file(tmp_path, task):
+  (tmp_path / 'set').mkdir()
+  write(tmp_path / 'set' / 'test.jsonl', ROW)
+  path = hub.local(str(tmp_path / 'set'))
+  assert livecodebench.load(path) == [task]
+  assert hub.local(path) == path
+  with pytest.raises(FileNotFoundError, match='no dataset with a split'):
+    hub.local(str(tmp_path / 'none'))
 
 
 def test_there_are_no_inputs_to_predict(tmp_path):

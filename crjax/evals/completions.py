@@ -6,6 +6,7 @@ import pathlib
 from crjax import files
 from crjax.evals import (
   cruxeval,
+  hub,
   judging,
   livecodebench,
   official,
@@ -35,7 +36,9 @@ def run(
     raise ValueError(
       f'{benchmark} has no direction {direction!r}; it has {module.DIRECTIONS}'
     )
-  tasks = [t for t in module.load(data) if direction in ('', t['kind'])]
+  tasks = [
+    t for t in module.load(hub.local(data)) if direction in ('', t['kind'])
+  ]
   texts = read(given)
   if not set(texts) & {task['item'] for task in tasks}:
     raise ValueError(f'{given} and {data} have no id in common')

@@ -1,7 +1,7 @@
 """LiveCodeBench's code execution, `execution-v2`: output prediction.
 
 The file is the user's: JSONL or Parquet with the columns of the dataset
-`livecodebench/execution-v2` (479 rows, 11 columns), or its name on the hub.
+`livecodebench/execution-v2` (479 rows, 11 columns).
 """
 
 import ast
@@ -85,8 +85,5 @@ def _read(path):
   import datasets  # Slow to import.
 
   datasets.disable_progress_bars()
-  suffix = str(path).rpartition('.')[2]
-  reader = {'jsonl': 'json', 'json': 'json', 'parquet': 'parquet'}.get(suffix)
-  if reader is None:
-    return datasets.load_dataset(str(path), split='test')
+  reader = 'parquet' if str(path).endswith('.parquet') else 'json'
   return datasets.load_dataset(reader, data_files=str(path), split='train')
