@@ -14,7 +14,8 @@ def get_config():
   c.seed = 0
   c.data = 'runs/smoke/data/heldout.parquet'
   c.thinking = False  # Qwen3: as it was trained.
-  c.samples = 4  # a question, at T = 1
+  c.samples = 4  # a question
+  c.temperature = 1.0
   c.batch = 128  # completions at a time
   c.prompt_length = 1024
   c.completion_length = 128

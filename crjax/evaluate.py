@@ -2,17 +2,23 @@
 
   python -m crjax.evaluate --config=configs/eval_smoke.py --model=DIR
   python -m crjax.evaluate --config=configs/eval_smoke.py --model=DIR \\
-      --data=cruxeval.jsonl --out=DIR
+      --benchmark=cruxeval --prompt=cot --data=cruxeval.jsonl --out=DIR
+  python -m crjax.evaluate --config=configs/eval_smoke.py --model=NAME \\
+      --endpoint=http://localhost:8000/v1 --data=FILE --out=DIR
+  python -m crjax.evaluate --benchmark=cruxeval --direction=output \\
+      --prompt=cot --data=cruxeval.jsonl --completions=FILE --out=FILE.json
 
-Reads a split of data_pipeline.build or any file in CRUXEval's format. Accuracy
-is strict (see rewards/judge.py) and counts a right answer in a wrong form;
-rewards do not, and the share of right forms stands beside it.
+Reads a split of data_pipeline.build or a benchmark's file. Accuracy is strict
+(see rewards/judge.py) and counts a right answer in a wrong form; rewards do
+not, and the share of right forms stands beside it. The verdict of a benchmark's
+own scorer (evals/official.py) is another number of the same table. A server
+that speaks OpenAI's API is asked the same questions and judged alike; its
+answers are kept in --out, and asked for once. The last command judges
+completions that are there already: lines {"id", "texts"}.
 """
 
-import collections
 import functools
 import json
-import os
 import pathlib
 import sys
 import time
@@ -22,34 +28,58 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
-import rich.console
-import rich.table
 
-from crjax import data, engine, execution, hf, rewards, sampling, tokenizer
-from crjax.checkpoint import write_json
-from crjax.evals import cruxeval
+from crjax import data, engine, execution, hf, metrics, sampling, tokenizer
+from crjax.evals import (
+  completions,
+  cruxeval,
+  endpoint,
+  hub,
+  judging,
+  official,
+  prompts,
+)
+from crjax.evals.summary import reval_report, show, summarize, write
 from crjax.sharding import make_mesh
 
+KINDS = ('output', 'input', 'coverage', 'path', 'state', 'mixed')
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
-RESAMPLES = 2000  # of the bootstrap
 
 
-def run(tasks, complete, pool, *, samples: int) -> list[dict]:
+def run(
+  tasks,
+  complete,
+  pools,
+  *,
+  samples: int,
+  temperature=1.0,
+  benchmark='',
+  style='trained',
+  raw=False,
+  count=None,
+) -> list[dict]:
   """One row per task and completion: greedy ones first, then `samples` more.
 
   `complete(prompts, temperature, rollouts)` returns (texts, truncated) with
-  `rollouts` completions a prompt; a prompt that does not fit gives None.
+  `rollouts` completions a prompt; a prompt that does not fit gives None. With
+  `raw` a few-shot prompt is continued as a text, as base models do; otherwise
+  it is the user's message. `count(texts)` are their tokens. The rest is as
+  `judging.judge` takes it.
   """
-  prompts = [
-    tokenizer.messages(t['kind'], t['code'], t['entry'], t['args'], t['output'])
-    for t in tasks
-  ]
+  system = completions.BENCHMARKS[benchmark].SYSTEM if benchmark else ''
+  asked = [prompts.ask(benchmark, task, style) for task in tasks]
+  if not raw:
+    asked = [prompts.chat(prompt, system) for prompt in asked]
   rows = []
-  for mode, temperature, n in (('greedy', 0.0, 1), ('sampled', 1.0, samples)):
-    texts, truncated = complete(prompts, temperature, n)
+  for mode, heat, n in (
+    ('greedy', 0.0, 1),
+    ('sampled', temperature, samples),
+  ):
+    texts, truncated = complete(asked, heat, n)
     repeated = [task for task in tasks for _ in range(n)]
     answers = [text or '' for text in texts]
-    _, infos = rewards.score(repeated, answers, truncated, pool)
+    infos = judging.judge(benchmark, style, repeated, answers, truncated, pools)
+    tokens = count(answers) if count else [None] * len(answers)
     for i, info in enumerate(infos):
       rows.append(
         {
@@ -58,8 +88,9 @@ def run(tasks, complete, pool, *, samples: int) -> list[dict]:
           'text': texts[i],
           'fits': texts[i] is not None,
           'truncated': bool(truncated[i]),
+          'tokens': tokens[i],
         }
-        | repeated[i]
+        | {k: v for k, v in repeated[i].items() if k != 'prompt'}
         | info
       )
   return rows
@@ -130,125 +161,19 @@ def make_complete(
   return complete
 
 
-def summarize(rows, *, seed: int = 0) -> dict:
-  """{kind: {n, greedy: numbers, sampled: numbers}} of the rows of `run`.
-
-  Items that our own machinery failed to judge are left out and counted.
-  """
-  report = {}
-  for kind in sorted({row['kind'] for row in rows}):
-    of_kind = [row for row in rows if row['kind'] == kind]
-    report[kind] = {'n': len({row['id'] for row in of_kind})}
-    for mode in ('greedy', 'sampled'):
-      some = [row for row in of_kind if row['mode'] == mode]
-      report[kind][mode] = _numbers(some, seed)
-  return report
-
-
-def _numbers(rows, seed):
-  """Fractions over items, each item the mean of its samples."""
-  judged = [row for row in rows if row['verdict'] != 'infra']
-  items = collections.defaultdict(list)
-  for row in judged:
-    items[row['id']].append(row)
-  mean = lambda field: np.array(
-    [np.mean([row[field] for row in item]) for item in items.values()]
-  )
-  right = mean('right')
-  samples = max((row['sample'] for row in rows), default=0) + 1
-  single = samples == 1
-  interval = wilson(right) if single else bootstrap(right, seed)
-  return {
-    'strict': float(right.mean()) if len(right) else None,
-    'ci95': interval,
-    'typed': float(mean('typed').mean()) if len(right) else None,
-    'format_rate': float(mean('format_ok').mean()) if len(right) else None,
-    'truncated': float(mean('truncated').mean()) if len(right) else None,
-    'samples': samples,
-    'infra': len(rows) - len(judged),
-    'too_long': sum(not row['fits'] for row in rows),
-  }
-
-
-def wilson(right, z: float = 1.96):
-  """95 % interval of a share of right answers (Wilson 1927)."""
-  n = len(right)
-  if not n:
-    return None
-  p = float(np.mean(right))
-  centre, scale = p + z * z / (2 * n), 1 + z * z / n
-  half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-  return [max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)]
-
-
-def bootstrap(right, seed: int):
-  """95 % interval of a mean over items whose samples belong together."""
-  if not len(right):
-    return None
-  rng = np.random.default_rng(seed)
-  draws = rng.integers(0, len(right), (RESAMPLES, len(right)))
-  low, high = np.quantile(right[draws].mean(1), [0.025, 0.975])
-  return [float(low), float(high)]
-
-
-def read_tasks(path) -> list[dict]:
-  """Tasks of a Parquet split of ours, or of a CRUXEval-format JSONL file."""
-  if pathlib.Path(path).suffix == '.jsonl':
-    return cruxeval.load(path)
-  rows = data.read(path, {'id', 'kind', 'prompt', 'verify'})
-  return [data.task(row) for row in rows]
-
-
-def write(out, report, rows):
-  """items.parquet first, report.json last: with it, the evaluation is whole."""
-  import datasets  # Slow to import.
-
-  out = pathlib.Path(out)
-  out.mkdir(parents=True, exist_ok=True)
-  temporary = out / 'items.tmp'
-  datasets.disable_progress_bars()
-  datasets.Dataset.from_list(rows).to_parquet(str(temporary))
-  os.replace(temporary, out / 'items.parquet')
-  write_json(out / 'report.json', report)
-
-
-def show(report):
-  settings = report['settings']
-  table = rich.table.Table(
-    title=f'{settings["model"]} on {settings["data"]}\nstrict accuracy, '
-    '95 % interval in brackets, percent'
-  )
-  columns = (
-    'kind',
-    'items',
-    'decoding',
-    'accuracy',
-    'typed',
-    'format',
-    'truncated',
-    'too long',
-    'infra',
-  )
-  for name in columns:
-    table.add_column(name, justify='right')
-  percent = lambda x: '-' if x is None else f'{100 * x:.1f}'
-  for kind, found in report['kinds'].items():
-    for mode in ('greedy', 'sampled'):
-      x = found[mode]
-      low, high = x['ci95'] or (None, None)
-      label = mode if mode == 'greedy' else f'T=1, {x["samples"]} samples'
-      table.add_row(
-        kind,
-        str(found['n']),
-        label,
-        f'{percent(x["strict"])} [{percent(low)}, {percent(high)}]',
-        percent(x['typed']),
-        percent(x['format_rate']),
-        percent(x['truncated']),
-        str(x['too_long']),
-        str(x['infra']),
-      )
-  rich.console.Console().print(table)
+def read_tasks(path, benchmark='', direction='') -> list[dict]:
+  """Tasks of a Parquet split of ours, or of a benchmark's file."""
+  if benchmark:
+    tasks = completions.BENCHMARKS[benchmark].load(hub.local(path))
+  elif pathlib.Path(path).suffix == '.jsonl':
+    tasks = cruxeval.load(path)
+  else:
+    rows = data.read(path, {'id', 'kind', 'prompt', 'verify'})
+    tasks = [data.task(row) | {'prompt': row['prompt']} for row in rows]
+  some = [t for t in tasks if direction in ('', t['kind'])]
+  if not some:
+    raise ValueError(f'{path} has no tasks of kind {direction!r}')
+  return some
 
 
 def _progress(done, total, temperature, began):
@@ -261,30 +186,109 @@ def _progress(done, total, temperature, began):
 
 
 def define_flags():
-  config_flags.DEFINE_config_file('config', None, 'How to evaluate.')
-  flags.mark_flag_as_required('config')
-  flags.DEFINE_string(
-    'model', None, 'A directory, URL or hub name.', required=True
+  config_flags.DEFINE_config_file('config', None, 'How to evaluate a model.')
+  flags.DEFINE_string('model', None, 'A directory, URL or hub name.')
+  flags.DEFINE_string('data', None, "Parquet split or a benchmark's file.")
+  flags.DEFINE_string('out', None, 'Where report.json goes; or FILE.json.')
+  flags.DEFINE_enum(
+    'benchmark', '', ['', *completions.BENCHMARKS], 'Whose prompts and scorer.'
   )
-  flags.DEFINE_string('data', None, 'Parquet split or CRUXEval JSONL.')
-  flags.DEFINE_string('out', None, 'Where report.json goes.')
+  flags.DEFINE_enum('prompt', 'trained', prompts.STYLES, 'How it is asked.')
+  flags.DEFINE_enum('direction', '', ['', *KINDS], 'Only tasks of this kind.')
+  flags.DEFINE_string('completions', None, 'JSONL of ids and texts to judge.')
+  flags.DEFINE_string('endpoint', None, "A server's URL; --model is its name.")
+  flags.DEFINE_bool('raw', False, 'Few-shot prompts as texts, for base models.')
 
 
 def main(_):
-  f, c = flags.FLAGS, flags.FLAGS.config
-  source = f.data or c.data
-  if not pathlib.Path(source).exists():
+  f = flags.FLAGS
+  if f.completions:
+    judge_completions(f)
+  elif f.model and f.config:
+    evaluate_model(f, f.config)
+  else:
+    sys.exit('give --completions, or --model and --config')
+
+
+def judge_completions(f):
+  if not (f.benchmark and f.data):
+    sys.exit('--completions needs --benchmark and --data')
+  if not f.direction and f.benchmark != 'reval':
+    sys.exit(f'--benchmark={f.benchmark} needs --direction')
+  try:
+    result = completions.run(
+      f.benchmark,
+      f.direction,
+      f.prompt,
+      data=f.data,
+      given=f.completions,
+      out=f.out,
+    )
+  except (ValueError, OSError, RuntimeError) as error:
+    sys.exit(f'--completions={f.completions}: {error}')
+  completions.show(result)
+
+
+def evaluate_model(f, c):
+  source, began = f.data or c.data, time.monotonic()
+  if not (f.benchmark or pathlib.Path(source).exists()):
     sys.exit(f'--data={source} does not exist')
+  mesh = make_mesh(c.mesh)
+  try:
+    tasks = read_tasks(source, f.benchmark, f.direction)
+  except (ValueError, OSError) as error:
+    sys.exit(f'--data={source}: {error}')
+  complete, count = (served if f.endpoint else loaded)(f, c, mesh)
+  with (
+    jax.set_mesh(mesh),
+    execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
+    official.pool(c.workers, min_level=c.sandbox_min_level) as theirs,
+  ):
+    try:
+      if f.benchmark:
+        completions.self_test(f.benchmark, tasks, (pool, theirs))
+      rows = run(
+        tasks,
+        complete,
+        (pool, theirs),
+        samples=c.samples,
+        temperature=c.temperature,
+        benchmark=f.benchmark,
+        style=f.prompt,
+        raw=f.raw,
+        count=count,
+      )
+    except (ValueError, endpoint.Refused) as error:
+      sys.exit(f'evaluate: {error}')
+  given = {
+    name: getattr(f, name)
+    for name in ('model', 'benchmark', 'prompt', 'endpoint', 'raw')
+  }
+  settings = json.loads(c.to_json()) | given | {'data': source}
+  report = {
+    'settings': settings | {'judge': 'strict'},
+    'kinds': summarize(rows, seed=c.seed),
+    **metrics.provenance(),
+    'seconds': time.monotonic() - began,
+  }
+  if f.benchmark == 'reval':
+    report['reval'] = reval_report(tasks, rows)
+  if f.out and jax.process_index() == 0:
+    write(f.out, report, rows)
+  show(report)
+
+
+def loaded(f, c, mesh):
+  """(complete, count) of a model in this process."""
   try:
     found = hf.inspect(f.model)
     tok = tokenizer.load(found.place.path)
     tokenizer.check(tok, found.cfg.V, f'vocab_size of {f.model}')
-    mesh, dtype = make_mesh(c.mesh), DTYPES[c.dtype]
+    dtype = DTYPES[c.dtype]
     decode_copy = sampling.make_decode_copy(found.cfg, mesh, dtype)
     params = decode_copy(hf.load(found, mesh, dtype=dtype))
   except (ValueError, OSError) as error:
     sys.exit(f'--model={f.model}: {error}')
-  tasks = read_tasks(source)
   complete = make_complete(
     found.cfg,
     params,
@@ -296,17 +300,22 @@ def main(_):
     seed=c.seed,
     thinking=c.thinking,
   )
-  with (
-    jax.set_mesh(mesh),
-    execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
-  ):
-    rows = run(tasks, complete, pool, samples=c.samples)
-  given = {'model': f.model, 'data': source, 'judge': 'strict'}
-  settings = json.loads(c.to_json()) | given
-  report = {'settings': settings, 'kinds': summarize(rows, seed=c.seed)}
-  if f.out and jax.process_index() == 0:
-    write(f.out, report, rows)
-  show(report)
+  bare = functools.partial(tok, add_special_tokens=False)
+  return complete, lambda texts: list(map(len, bare(texts)['input_ids']))
+
+
+def served(f, c, mesh):
+  """(complete, count) of a model behind an OpenAI-compatible server."""
+  if not f.out:
+    sys.exit('--endpoint needs --out: the answers are kept there')
+  return endpoint.make_complete(
+    f.endpoint,
+    f.model,
+    pathlib.Path(f.out) / 'answers.jsonl',
+    concurrency=c.batch,
+    completion_length=c.completion_length,
+    seed=c.seed,
+  )
 
 
 if __name__ == '__main__':

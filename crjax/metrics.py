@@ -7,10 +7,14 @@ TensorBoard to do the same, so that every step is there once.
 
 import collections
 import contextlib
+import importlib.metadata
 import json
 import math
 import os
 import pathlib
+import platform
+import resource
+import shlex
 import sys
 import time
 
@@ -19,6 +23,11 @@ import rich.progress
 import rich.table
 import rich.text
 
+from crjax import files
+
+PACKAGES = ('jax', 'flax', 'optax', 'transformers', 'datasets', 'numpy')
+# Peak memory of this process: kilobytes on Linux, bytes on macOS.
+UNIT = 1e-9 if sys.platform == 'darwin' else 1.024e-6
 QUIET_SECONDS = 10.0  # Between progress lines where there is no terminal.
 TABLE_SECONDS = 60.0  # Between sample tables; their files are all written.
 ALARM_STEPS = 20  # An alarm that goes on is said again after so many.
@@ -74,6 +83,8 @@ class Writer:
 
     self._dir = pathlib.Path(run_dir)
     self._dir.mkdir(parents=True, exist_ok=True)
+    with _naming(self._dir / 'command.json'):
+      files.write_text(self._dir / 'command.json', json.dumps(provenance()))
     path = self._dir / 'metrics.jsonl'
     truncate(path, start_step)
     self._recent = collections.deque(read_lines(path), REMEMBERED)
@@ -107,6 +118,7 @@ class Writer:
       'time': time.time(),
       'time/step_s': seconds,
       'perf/tokens_per_s': tokens / max(seconds, 1e-9),
+      'perf/host_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT,
     }
     clock['perf/tokens_per_s_chip'] = clock['perf/tokens_per_s'] / self._chips
     if slots:
@@ -188,6 +200,15 @@ class Writer:
 def peak(kind: str) -> float | None:
   """Dense bfloat16 operations a second of a `device_kind`, by its vendor."""
   return next((flops for name, flops in PEAKS if name in kind), None)
+
+
+def provenance() -> dict:
+  """{command, versions}: what it takes to do this again."""
+  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  return {
+    'command': shlex.join(sys.orig_argv),
+    'versions': {'python': platform.python_version(), **versions},
+  }
 
 
 def byte_report(what: str):

@@ -181,10 +181,15 @@ def stop_ids(tok) -> tuple[int, ...]:
 def encode_prompt(tok, prompt, *, thinking: bool | None = None) -> list[int]:
   """Tokens of the messages up to where the assistant begins to write.
 
+  A text in their place is itself the prompt, with whatever the tokenizer puts
+  before texts.
+
   `thinking` is the switch of Qwen3's template (False: an empty block of
   thoughts ends the prompt); None leaves it to the template, and templates
   without the switch ignore it.
   """
+  if isinstance(prompt, str):
+    return tok(prompt)['input_ids']
   return _encode(
     tok, _render(tok, prompt, thinking, add_generation_prompt=True)
   )

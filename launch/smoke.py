@@ -343,6 +343,9 @@ def main():
   )
   write_json(out / 'summary.json', summary)
   show(summaries, mean, seconds)
+  report = out / 'report.html'
+  run_stage('report', 'crjax.report', [str(out), f'--out={report}'], out)
+  print(f'The report: {report}')
 
 
 def interrupt(*_):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from crjax import evaluate, hf, model
+from crjax.evals import stats, summary
 from crjax.execution import Pool
 from tests.conftest import ROOT
 
@@ -73,7 +74,7 @@ def test_numbers_are_what_the_completions_deserve():
     return texts, np.zeros(len(texts), bool)
 
   with Pool(2) as pool:
-    rows = evaluate.run(TASKS, complete, pool, samples=4)
+    rows = evaluate.run(TASKS, complete, [pool], samples=4)
   report = evaluate.summarize(rows)
   for kind in ('output', 'input'):
     assert report[kind]['n'] == 10
@@ -93,7 +94,7 @@ def test_a_prompt_that_does_not_fit_is_wrong_and_counted():
     rows = evaluate.run(
       TASKS[:2],
       lambda p, t, n: ([None] * 2 * n, [False] * 2 * n),
-      pool,
+      [pool],
       samples=1,
     )
   report = evaluate.summarize(rows)
@@ -106,6 +107,7 @@ def test_what_we_failed_to_judge_is_left_out_and_counted():
     {
       'id': str(i),
       'kind': 'output',
+      'code': 'def f(x):\n  return x',
       'mode': mode,
       'sample': 0,
       'verdict': 'infra' if i == 0 else 'pass',
@@ -123,10 +125,54 @@ def test_what_we_failed_to_judge_is_left_out_and_counted():
 
 
 def test_wilson_is_the_published_formula():
-  low, high = evaluate.wilson(np.array([1] * 8 + [0] * 2))
+  low, high = stats.wilson(np.array([1] * 8 + [0] * 2))
   assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-  assert evaluate.wilson(np.zeros(10))[0] == 0.0
-  assert evaluate.wilson(np.array([])) is None
+  assert stats.wilson(np.zeros(10))[0] == 0.0
+  assert stats.wilson(np.array([])) is None
+
+
+def test_where_a_model_is_right_and_what_a_constant_would_be():
+  loop = 'def f(x):\n  for i in range(x):\n    pass\n  return i'
+  rows = [
+    task
+    | {'mode': 'greedy', 'sample': 0, 'verdict': 'wrong', 'right': i % 2 == 0}
+    | {'code': loop if i < 4 else 'def f(x):\n  return [y for y in x]'}
+    | {'output': '7' if i < 6 else str(i), 'difficulty': 'easy'}
+    for i, task in enumerate(TASKS)
+  ]
+  by = summary.breakdowns(rows)
+  assert by['construct'] == {
+    'comprehension': {'n': 16, 'strict': 0.5},
+    'for': {'n': 4, 'strict': 0.5},
+  }
+  assert by['lines'] == {' 1+': {'n': 20, 'strict': 0.5}}
+  assert by['difficulty']['easy']['n'] == 20
+  output = [row for row in rows if row['kind'] == 'output']
+  assert summary.constant(output) == {'answer': '7', 'strict': 0.3}
+  assert summary.constant([r for r in rows if r['kind'] == 'input']) is None
+
+
+def test_steps_stand_beside_the_final_answer():
+  task = {
+    'id': 'm',
+    'kind': 'mixed',
+    'code': 'def f(x):\n  y = x + 1\n  return y',
+    'entry': 'f',
+    'args': '1',
+    'output': '2',
+    'gold': [],
+    'questions': [
+      {'kind': 'path', 'line': 2, 'occ': 1, 'var': '', 'gold': ['3']},
+      {'kind': 'path', 'line': 3, 'occ': 1, 'var': '', 'gold': ['-1']},
+    ],
+  }
+  texts = iter([answer('2\nQ1: 3\nQ2: 2'), answer('2\nQ1: 3\nQ2: -1')])
+  complete = lambda prompts, heat, n: ([next(texts)], np.zeros(1, bool))
+  with Pool(1) as pool:
+    rows = evaluate.run([task], complete, [pool], samples=1)
+  numbers = evaluate.summarize(rows)['mixed']
+  assert numbers['greedy']['steps'] == 0.5 and numbers['greedy']['final'] == 1
+  assert numbers['sampled']['steps'] == 1 and numbers['greedy']['strict'] == 0
 
 
 def test_the_heldout_split_from_the_command_line(small, smoke_data, tmp_path):
@@ -144,9 +190,18 @@ def test_a_cruxeval_file_from_the_command_line(small, tmp_path):
   path = tmp_path / 'crux.jsonl'
   lines = [json.dumps(item | {'id': f's{i}'}) for i in range(3)]
   path.write_text('\n'.join(lines))
-  done = command(small, f'--data={path}', f'--out={tmp_path / "out"}')
+  done = command(
+    small,
+    '--benchmark=cruxeval',
+    '--prompt=direct',
+    f'--data={path}',
+    f'--out={tmp_path / "out"}',
+  )
   assert done.returncode == 0, done.stderr
   report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+  assert report['kinds']['output']['greedy']['official'] == 0.0
+  assert '--benchmark=cruxeval' in report['command']
+  assert report['versions']['jax'] == jax.__version__
   assert {k: v['n'] for k, v in report['kinds'].items()} == {
     'input': 3,
     'output': 3,

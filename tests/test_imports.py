@@ -14,7 +14,6 @@ ROWS = [
     'losses',
     'xent',
     'advantages',
-    'metrics',
     'tokenizer',
     'runtime',
     'execution',
@@ -27,6 +26,7 @@ ROWS = [
     'attention',
     'flash',
     'masters',
+    'metrics',
     'rewards',
     'examples',
     'data',
@@ -37,12 +37,13 @@ ROWS = [
   {'model', 'optim', 'curriculum', 'watch'},
   {'hf', 'sampling', 'decoding', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'policy', 'evaluate'},
-  {'train', 'inputs', 'export', 'generate', 'serve'},
+  {'train', 'inputs', 'export', 'generate', 'serve', 'report'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
 WITHIN = {
   ('evals', 'rewards'),
+  ('evals', 'metrics'),
   ('data', 'examples'),
   ('decoding', 'sampling'),
   ('engine', 'decoding'),

@@ -1,1 +1,1 @@
-"""Benchmarks as tasks: what they ask, in the form that rewards judge."""
+"""Benchmarks: their files, prompts, scorers and statistics."""

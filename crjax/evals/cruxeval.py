@@ -11,10 +11,12 @@ from crjax.rewards import score
 
 FIELDS = ('code', 'input', 'output', 'id')
 ENTRY = 'f'
+DIRECTIONS = ('output', 'input')
+SYSTEM = ''
 
 
 def load(path) -> list[dict]:
-  """Tasks {id, kind, code, entry, args, output}, two a line.
+  """Tasks {id, item, kind, code, entry, args, output}, two a line.
 
   Raises FileNotFoundError, or ValueError naming the line and the field.
   """
@@ -33,6 +35,7 @@ def load(path) -> list[dict]:
     tasks += [
       {
         'id': f'{item["id"]}-{kind}',
+        'item': item['id'],
         'kind': kind,
         'code': item['code'],
         'entry': ENTRY,

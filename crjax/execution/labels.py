@@ -292,7 +292,7 @@ def state(events, code, line, var, *, occ=None, mode='corrected'):
       found = [v for s in states for v in lookup.values(node, [s], exact=True)]
   except LookupError:
     return None
-  distinct = [v for i, v in enumerate(found) if v not in found[:i]]
+  distinct = [list(pair) for pair in dict.fromkeys(map(tuple, found))]
   return distinct if distinct or mode == 'reval' else None
 
 

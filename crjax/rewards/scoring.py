@@ -11,7 +11,16 @@ STEPS_SHARE = 0.5  # of the reward of a mixed question, for its steps
 MODES = {'py': 0, 'typed': 1}  # places in the pair of canonical texts
 
 
-def score(tasks, texts, truncated, pool, *, mode='py', published=False):
+def score(
+  tasks,
+  texts,
+  truncated,
+  pool,
+  *,
+  mode='py',
+  published=False,
+  extract=answers.extract,
+):
   """(rewards_B float32, infos): 1 for a right answer in the right form.
 
   A question of kind 'mixed' asks for the output and, in `questions`, for steps.
@@ -28,15 +37,17 @@ def score(tasks, texts, truncated, pool, *, mode='py', published=False):
       which 1, True and 1.0 differ. States are always typed.
     published: the answers are a benchmark's own, not a model's: inputs that
       are no literals are evaluated, with the program's names, in the sandbox.
+    extract: text -> (answer or None, whether the form is kept).
 
   Returns:
     Rewards, NaN where our own machinery failed, and one dict a completion:
     answer, format_ok, verdict ('pass', 'wrong', 'bad_answer', 'infra' or that
     of the execution), right, typed (right with types), worth (the reward if
     the form is kept), value (what it said or what its input returned) and
-    detail.
+    detail. Of a mixed question also `final`, whether the output is right, and
+    `steps`, the share of right steps.
   """
-  found = [answers.extract(text) for text in texts]
+  found = [answers.Answer(*extract(text)) for text in texts]
   jobs, waiting, infos = [], [], []
   for task, answer in zip(tasks, found, strict=True):
     info, job = _read(task, answer.text, mode, published)
@@ -103,6 +114,8 @@ def _mixed(task, answer, mode):
     'typed': info['typed'] and share == 1,
     'worth': worth,
     'value': answer,
+    'final': info['right'],
+    'steps': share,
   }
 
 

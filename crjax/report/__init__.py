@@ -1,0 +1,1 @@
+"""One page about runs that a person can mail: curves, tables, completions."""
