@@ -1,0 +1,352 @@
+"""Builds with a generator, a policy and a teacher, asked over HTTP."""
+
+import collections
+import hashlib
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import datasets
+import pytest
+
+from crjax import rewards
+from crjax.execution import Pool
+from data_pipeline import asking, distill, narrate, propose, synth
+from tests.chat_server import FAULTS, USAGE, Server
+from tests.conftest import ROOT
+
+SPLITS = {'sft_train': 24, 'rl_train': 12, 'dev': 3, 'test': 3}
+TRIED = {'sft_train': 48, 'rl_train': 24, 'dev': 3, 'test': 3}  # spare = 2
+CANDIDATES, CONCURRENCY, TRIES, SAMPLES = 80, 8, 4, 3
+MODELS = {'generator': 'writer', 'policy': 'student', 'teacher': 'professor'}
+SECRET = 'sk-not-for-anyone'
+
+
+def command(out, splits, *flags):
+  return [
+    sys.executable,
+    '-m',
+    'data_pipeline.build',
+    f'--config={ROOT / "configs" / "data_7b.py"}',
+    f'--config.out={out}',
+    '--config.workers=1',
+    f'--config.candidates={CANDIDATES}',
+    '--config.chunk=20',
+    '--config.largest_share=0.2',
+    f'--config.client.concurrency={CONCURRENCY}',
+    *(f'--config.splits.{k}={v}' for k, v in splits.items()),
+    *flags,
+  ]
+
+
+def asks(server, *roles):
+  """The flags of a build that asks a server in these roles."""
+  for role in roles:
+    yield f'--config.{role}.url={server.url}'
+    yield f'--config.{role}.model={MODELS[role]}'
+    yield f'--config.{role}.price_in=2'
+    yield f'--config.{role}.price_out=10'
+  if 'policy' in roles:
+    yield f'--config.policy.samples={TRIES}'
+    yield '--config.policy.spare=2'
+    yield '--config.policy.keep.sft_train=(0, 0.8)'
+    yield '--config.policy.keep.rl_train=(0.1, 1)'
+  if 'teacher' in roles:
+    yield f'--config.teacher.samples={SAMPLES}'
+    yield '--config.teacher.shortest=40'
+
+
+def run(out, splits, *flags):
+  done = subprocess.run(
+    command(out, splits, *flags),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env={'PATH': '/usr/bin:/bin', 'OPENAI_API_KEY': SECRET},
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def draw(*parts) -> random.Random:
+  return random.Random(hashlib.sha256(repr(parts).encode()).hexdigest())
+
+
+class Exam:
+  """Answers of all roles; gold ones are known once a dataset was built."""
+
+  def __init__(self):
+    self.gold = {}
+    self.index = {
+      propose.messages(0, i)[1]['content']: i for i in range(CANDIDATES)
+    }
+
+  def learn(self, rows):
+    for row in rows:
+      turns = row.get('messages') or row['prompt']
+      task = row['verify']
+      said = asking.answer(row['kind'], task, task['questions'] or [task])
+      text = narrate.completion('One could say\nthat it is so.', said)
+      if 'messages' in row:
+        text = turns[-1]['content']
+      self.gold[turns[1]['content']] = text
+
+  def __call__(self, body):
+    question, seed = body['messages'][1]['content'], body['seed']
+    return {
+      'writer': self.write,
+      'student': self.try_it,
+      'professor': self.teach,
+    }[body['model']](question, draw(question, seed))
+
+  def write(self, question, rng):
+    """A program of the grammar, or something that holds none."""
+    made = synth.program(0, self.index[question])
+    call = f'{made.entry}({synth.source_of(made.args)})'
+    block = f'```python\n{made.code}\n\n{call}\n```'
+    return rng.choices(
+      [f'Well.\n{block}', made.code, (block[:-20], 'length')], [12, 1, 1]
+    )[0]
+
+  def try_it(self, question, rng):
+    """Some questions are always answered, some never, most sometimes."""
+    often = draw(question).choice((0, 0.5, 0.5, 0.5, 1))
+    gold = self.gold[question]
+    return gold if rng.random() < often else narrate.completion('Hm.', '"no"')
+
+  def teach(self, question, rng):
+    gold = self.gold[question]
+    worse = ('wrong', 'untagged', 'doubled', 'loop', 'foreign', 'cut off')
+    how = rng.choice(worse)
+    if draw('easy', question).random() < 0.75:
+      how = rng.choice((*worse, 'gold', 'gold', 'long', 'long'))
+    return {
+      'gold': gold,
+      'long': gold.replace('<reasoning>\n', '<reasoning>\nLet us see.\n'),
+      'wrong': re.sub(
+        '(?s)<answer>.*</answer>', "<answer>\n'no'\n</answer>", gold
+      ),
+      'untagged': gold.replace('</reasoning>', ''),
+      'doubled': gold + '\n<answer>\n1\n</answer>',
+      'loop': gold.replace('</reasoning>', 'I go on and on. ' * 99 + '\n'
+                           '</reasoning>'),
+      'foreign': gold.replace('<reasoning>', '<reasoning>\n所以'),
+      'cut off': (gold, 'length'),
+    }[how]  # fmt: skip
+
+
+def load(out):
+  return {
+    split: datasets.Dataset.from_parquet(
+      str(out / f'{split}.parquet')
+    ).to_list()
+    for split in SPLITS
+  }
+
+
+@pytest.fixture(scope='module')
+def school(tmp_path_factory):
+  """(server, exam, a build that asked all roles and met no trouble)."""
+  directory, exam = tmp_path_factory.mktemp('school'), Exam()
+  with Server(exam) as server:
+    run(directory / 'first', TRIED, *asks(server, 'generator'))
+    for rows in load(directory / 'first').values():
+      exam.learn(rows)
+    server.asked.clear(), server.answered.clear(), server.bodies.clear()
+    run(directory / 'whole', SPLITS, *asks(server, *MODELS))
+    yield server, exam, directory / 'whole'
+
+
+@pytest.fixture(scope='module')
+def rows(school):
+  return load(school[2])
+
+
+@pytest.fixture(scope='module')
+def manifest(school):
+  return json.loads((school[2] / 'manifest.json').read_text())
+
+
+def test_every_chain_is_right_and_says_where_it_is_from(rows):
+  some = rows['sft_train']
+  tasks = [{'kind': r['kind']} | r['verify'] for r in some]
+  texts = [r['messages'][-1]['content'] for r in some]
+  with Pool(1) as pool:
+    worth, _ = rewards.score(tasks, texts, [False] * len(some), pool)
+  assert (worth == 1).all()
+  limits = {'shortest': 40, 'longest': 8000}
+  sources = collections.Counter(row['chain'] for row in some)
+  assert set(sources) == {'professor', 'trace'} and min(sources.values()) > 2
+  for row, text in zip(some, texts, strict=True):
+    if row['chain'] == 'professor':
+      assert not distill.fault(text, 'stop', '', limits)
+
+
+def test_the_shortest_right_sample_is_taken(school, rows):
+  """What the server said, sample by sample, leads to the same chains."""
+  server, exam, _ = school
+  said = collections.defaultdict(list)
+  for body in server.bodies:
+    if body['model'] == 'professor':
+      said[body['messages'][1]['content']].append(exam(body))
+  for row in rows['sft_train']:
+    question, gold = (
+      row['messages'][1]['content'],
+      row['messages'][2]['content'],
+    )
+    samples = said[question]
+    assert len(samples) == SAMPLES
+    right = [
+      text
+      for text in samples
+      if text in (exam.gold[question], with_preface(exam.gold[question]))
+    ]
+    best = min(right, key=len, default=exam.gold[question])
+    assert gold == best
+    assert (row['chain'] == 'professor') == bool(right)
+
+
+def with_preface(gold):
+  return gold.replace('<reasoning>\n', '<reasoning>\nLet us see.\n')
+
+
+def test_kept_rows_are_in_the_band_of_difficulty(rows, manifest):
+  splits = manifest['summary']['difficulty']
+  assert {k: len(v) for k, v in rows.items()} == SPLITS
+  for split, (low, high) in {'sft_train': (0, 3), 'rl_train': (1, 4)}.items():
+    assert {r['passed'] for r in rows[split]} <= set(range(low, high + 1))
+    assert splits[split]['kept'] == SPLITS[split]
+    assert sum(splits[split].values()) == TRIED[split]
+  assert splits['sft_train']['too easy'] and splits['rl_train']['too hard']
+  assert {r['passed'] for r in rows['dev'] + rows['test']} == {None}
+
+
+def test_what_was_asked_is_counted_and_paid_once(school, rows, manifest):
+  server, _, _ = school
+  assert set(server.asked.values()) == {1}  # Nothing was asked twice.
+  models = collections.Counter(body['model'] for body in server.bodies)
+  found = {one['role']: one for one in manifest['summary']['models']}
+  assert list(found) == list(MODELS)
+  for role, one in found.items():
+    n = models[MODELS[role]]
+    sizes = USAGE['prompt_tokens'] * n, USAGE['completion_tokens'] * n
+    assert one == {
+      'role': role,
+      'model': MODELS[role],
+      'endpoints': [server.url],
+      'answers': n,
+      'tokens_in': sizes[0],
+      'tokens_out': sizes[1],
+      'dollars': round((2 * sizes[0] + 10 * sizes[1]) / 1e6, 4),
+    }
+  assert models['writer'] == CANDIDATES
+  assert models['student'] <= TRIES * (TRIED['sft_train'] + TRIED['rl_train'])
+  summary = manifest['summary']
+  assert sum(summary['samples'].values()) == SAMPLES * SPLITS['sft_train']
+  assert sum(summary['chains'].values()) == SPLITS['sft_train']
+  assert set(summary['samples']) >= {
+    *('kept', 'wrong', 'cut off', 'repetition', 'another language'),
+    *('a tag is missing', 'a tag is doubled', 'right, not the shortest'),
+  }
+
+
+def test_the_funnel_adds_up_with_models(rows, manifest):
+  found = manifest['summary']
+  dropped = found['dropped_programs']
+  pids = {r['pid'] for some in rows.values() for r in some}
+  assert found['programs'] == len(pids)
+  assert found['candidates'] == CANDIDATES
+  assert CANDIDATES == found['programs'] + sum(dropped.values())
+  assert min(dropped.values()) >= 0
+  assert dropped['model: cut off'] and dropped['model: no code block']
+
+
+def test_the_card_tells_of_models_and_shows_what_was_rejected(school):
+  text = (school[2] / 'README.md').read_text()
+  assert '\n## Models\n' in text and 'Programs that writer wrote' in text
+  for reason in ('model: no code block', 'sample: wrong', 'sample: repetition'):
+    assert f'\n{reason}:\n\n````\n' in text
+
+
+def test_no_secret_is_written(school):
+  server, _, out = school
+  assert f'Bearer {SECRET}' in server.headers[-1].values()
+  for path in out.parent.rglob('*'):
+    assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
+
+
+def test_trouble_and_kills_change_no_byte_and_ask_nothing_twice(
+  school, tmp_path
+):
+  """Killed while each role is asked; the server fails, dies and comes back."""
+  server, _, whole = school
+  out = tmp_path / 'troubled'
+  flags = tuple(asks(server, *MODELS))
+  server.asked.clear(), server.answered.clear(), server.bodies.clear()
+  faults = sorted(set(FAULTS) - {'', 'hang', 'status 401', 'status 429'})
+  met = set()
+
+  def fault(_, key):
+    if key in met or draw(key).random() < 0.8:
+      return ''
+    met.add(key)
+    return draw('which', key).choice(faults)
+
+  server.fault = fault
+  known = []
+  try:
+    for role, stage in zip(MODELS, ('cases', 'rows', 'chains'), strict=True):
+      here = (f'--stage={stage}', '--shard=0/2')
+      known += killed(server, out, role, command(out, SPLITS, *flags, *here))
+      run(out, SPLITS, *flags, *here)
+      run(out, SPLITS, *flags, f'--stage={stage}', '--shard=1/2')
+    run(out, SPLITS, *flags)
+  finally:
+    server.fault = lambda *_: ''
+  assert met and len(known) == len(MODELS)
+  for seeds, rest in known:
+    asked_again = {body['seed'] for body in server.bodies[rest:]}
+    assert seeds and not seeds & asked_again
+  again = {n for n in server.answered.values() if n > 1}
+  lost = sum(n - 1 for n in server.answered.values())
+  assert lost <= len(MODELS) * CONCURRENCY and again <= {2}
+  for path in whole.iterdir():
+    assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+
+
+def killed(server, out, role, started):
+  """Kills a build that asks in a role: [(seeds in the journal, requests)].
+
+  On the way the server dies once and comes back.
+  """
+  model = MODELS[role]
+  count = lambda: sum(body['model'] == model for body in server.bodies)
+  process = subprocess.Popen(
+    started,
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    env={'PATH': '/usr/bin:/bin', 'OPENAI_API_KEY': SECRET},
+  )
+  wait_for(lambda: count() >= 8, process)
+  server.stop()
+  time.sleep(0.3)
+  server.start()
+  wait_for(lambda: count() >= 30, process)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL
+  time.sleep(0.5)  # What the server still works on.
+  path = out.with_name(f'{out.name}.answers') / role / '0-of-2.jsonl'
+  lines = path.read_text().split('\n')[:-1]
+  keys = {json.loads(line)['key'] for line in lines}
+  return [({int(key[:7], 16) for key in keys}, len(server.bodies))]
+
+
+def wait_for(condition, process):
+  deadline = time.monotonic() + 120
+  while not condition():
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.002)
