@@ -47,22 +47,22 @@ def test_what_passes_is_asked_again_and_counted_once(fault, tmp_path):
     return '' if key in seen else seen.add(key) or fault
 
   with Server(echo, once) as server:
-    found, chat = ask(server, tmp_path, range(6))
-    assert [a.text for a in found] == [f'you said {i}' for i in range(6)]
+    found, chat = ask(server, tmp_path, range(4))
+    assert [a.text for a in found] == [f'you said {i}' for i in range(4)]
     assert set(server.asked.values()) == {2}
     assert set(server.answered.values()) == {1}
-    assert chat.failures.total() == 6
-    assert (chat.counts['in'], chat.counts['out']) == (600, 60)
-    again, chat = ask(server, tmp_path, range(6))
-    assert again == found and server.asked.total() == 12
-    assert chat.counts == {'kept': 6}
+    assert chat.failures.total() == 4
+    assert (chat.counts['in'], chat.counts['out']) == (400, 40)
+    again, chat = ask(server, tmp_path, range(4))
+    assert again == found and server.asked.total() == 8
+    assert chat.counts == {'kept': 4}
 
 
 def test_a_server_is_given_the_time_it_asks_for(tmp_path):
   with Server(echo, lambda n, _: 'status 429' if n == 0 else '') as server:
     ask(server, tmp_path, range(3), concurrency=1)
     first, second, *_ = server.times
-    assert 1.0 <= second - first < 1.9
+    assert second - first >= 1.0
 
 
 def test_retry_after_may_be_a_date():
