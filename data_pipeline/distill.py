@@ -14,11 +14,11 @@ from crjax import rewards
 from crjax.rewards.answers import TAGS
 from data_pipeline import cases, dataset
 
-# Words of a run, and the share of such runs that may be repetitions of earlier
-# ones. Not runs of four and 0.2: a quarter of the chains that are told from
-# traces is above that, as rounds of a loop read alike; none of 20,000 is above
-# this, and a text that is said three times always is.
-RUN, MOST_REPEATED = 8, 0.35
+# Words of a run, and the share of such runs that may repeat earlier ones. Rounds
+# of a loop read alike: with runs of 4 and 0.2, as usual, a quarter of the
+# chains that are told from traces would go. So does one of 100, and whatever
+# says everything twice.
+RUN, MOST_REPEATED = 8, 0.4
 HINT = (
   ' Follow the run line by line and say what each line makes of the values; '
   'sum up rounds of a loop that are alike. Be brief. Write each tag once, and '

@@ -30,7 +30,7 @@ def pool():
 
 
 @pytest.fixture(scope='module')
-def rows(pool):
+def told(pool):
   """Rows to train on, of all kinds, each with the chain of its trace."""
   programs = [synth.program('d', i) for i in range(28)]
   some = cases.pools(1)
@@ -44,6 +44,16 @@ def rows(pool):
     for a in p['cases'][0]['asks']
   ]
   return factory.make_part(want, pool, 4_000)
+
+
+@pytest.fixture(scope='module')
+def rows(told):
+  return [row for row in told if not fault_of(row['completion'], row)]
+
+
+def fault_of(text, row):
+  question, limits = row['prompt'][1]['content'], SETTINGS | {'longest': 99_999}
+  return distill.fault(text, 'stop', question, limits)
 
 
 def said(*texts, finish='stop'):
@@ -70,7 +80,7 @@ def answer_of(row):
     (GOOD.replace('makes', 'делает'), 'another language'),
     (GOOD.replace('makes', '得到'), 'another language'),
     (GOOD.replace('makes', 'façonne'), ''),
-    (GOOD.replace('which', 'wait, let me look at that line again, ' * 3),
+    (GOOD.replace('which', 'wait, let me look at that line again, ' * 9),
      'repetition'),
   ],
 )  # fmt: skip
@@ -86,16 +96,13 @@ def test_letters_of_the_question_are_no_other_language():
   assert distill.fault(text, 'stop', "f('a')", SETTINGS) != ''
 
 
-def test_chains_of_traces_pass_and_their_repetitions_do_not(rows):
-  assert len(rows) > 60
+def test_chains_of_traces_pass_and_their_repetitions_do_not(told, rows):
+  assert len(rows) > 0.95 * len(told) > 60
   for row in rows:
-    text, question = row['completion'], row['prompt'][1]['content']
-    assert not distill.fault(text, 'stop', question, SETTINGS)
-    head, inside, tail = text.partition('\n</reasoning>')
+    head, inside, tail = row['completion'].partition('\n</reasoning>')
     reasoning = head.partition('\n')[2]
-    again = '\n'.join([head, reasoning, reasoning, reasoning]) + inside + tail
-    limits = SETTINGS | {'longest': 99_999}
-    assert distill.fault(again, 'stop', question, limits) == 'repetition'
+    again = '\n'.join([head, reasoning, reasoning]) + inside + tail
+    assert fault_of(again, row) == 'repetition'
 
 
 def test_thoughts_before_the_answer_are_left_out():

@@ -20,15 +20,21 @@ ROWS = [
     'files',
     'lora',
   },
-  {'attention', 'rewards', 'data', 'evals'},
+  {'attention', 'rewards', 'data', 'evals', 'api'},
   {'model'},
-  {'hf', 'sampling', 'checkpoint'},
+  {'hf', 'sampling', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'evaluate'},
-  {'train', 'inputs', 'export', 'generate'},
+  {'train', 'inputs', 'export', 'generate', 'serve'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
-WITHIN = {('evals', 'rewards'), ('train', 'inputs')}
+WITHIN = {
+  ('evals', 'rewards'),
+  ('engine', 'sampling'),
+  ('train', 'inputs'),
+  ('serve', 'generate'),
+  ('serve', 'export'),
+}
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}

@@ -18,6 +18,7 @@ from crjax.execution import Pool
 from data_pipeline import asking, distill, narrate, propose, synth
 from tests.chat_server import FAULTS, USAGE, Server
 from tests.conftest import ROOT
+from tests.serving import serve, small_model
 
 SPLITS = {'sft_train': 24, 'rl_train': 12, 'dev': 3, 'test': 3}
 TRIED = {'sft_train': 48, 'rl_train': 24, 'dev': 3, 'test': 3}  # spare = 2
@@ -354,3 +355,34 @@ def wait_for(condition, process):
   while not condition():
     assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.002)
+
+
+def test_our_own_sampler_is_asked_and_turned_down(tmp_path):
+  """A random model through `crjax.serve`: nothing it says is taken."""
+  out, rl = tmp_path / 'own', {'sft_train': 6, 'rl_train': 3}
+  model = small_model(tmp_path)
+  with serve(model, '--max_length=4096') as server:
+    run(
+      out,
+      rl | {'dev': 1, 'test': 1},
+      *(f'--config.{r}.url={server.url}' for r in ('policy', 'teacher')),
+      *(f'--config.{r}.model={server.name}' for r in ('policy', 'teacher')),
+      *(f'--config.{r}.max_tokens=12' for r in ('policy', 'teacher')),
+      '--config.candidates=20',
+      '--config.policy.samples=2',
+      '--config.policy.spare=1',
+      '--config.policy.keep.rl_train=(0, 0)',
+      '--config.teacher.samples=2',
+    )
+  found = json.loads((out / 'manifest.json').read_text())['summary']
+  policy, teacher = found['models']
+  assert (policy['answers'], teacher['answers']) == (2 * 9, 2 * 6)
+  for one in (policy, teacher):
+    assert one['endpoints'] == [server.url]
+    assert 0 < one['tokens_out'] <= 12 * one['answers'] < one['tokens_in']
+  assert sum(found['samples'].values()) == 2 * 6
+  assert set(found['samples']) <= {'cut off', 'a tag is missing'}
+  assert found['chains'] == {'of the trace': 6}
+  rows = load(out)
+  assert {r['passed'] for r in rows['sft_train'] + rows['rl_train']} == {0}
+  assert {r['chain'] for r in rows['sft_train']} == {'trace'}
