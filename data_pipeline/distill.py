@@ -14,10 +14,10 @@ from crjax import rewards
 from crjax.rewards.answers import TAGS
 from data_pipeline import cases, dataset
 
-# Words of a run, and the share of such runs that may repeat earlier ones. Rounds
-# of a loop read alike: with runs of 4 and 0.2, as usual, a quarter of the
-# chains that are told from traces would go. So does one of 100, and whatever
-# says everything twice.
+# Words of a run, and the share of such runs that may repeat earlier ones.
+# Rounds of a loop read alike: with runs of 4 and 0.2, as usual, a quarter of
+# the chains that are told from traces would go. So does one of 100, and
+# whatever says everything twice.
 RUN, MOST_REPEATED = 8, 0.4
 HINT = (
   ' Follow the run line by line and say what each line makes of the values; '

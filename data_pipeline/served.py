@@ -8,7 +8,6 @@ answers themselves are in `<out>.answers`, which a build leaves behind.
 import asyncio
 import collections
 import contextlib
-import math
 import pathlib
 import sys
 import time
@@ -137,7 +136,7 @@ async def _make(name, c, journal, target, numbers, requests, finish):
   )
   sizes = [len(requests(number)) for number in numbers]
   # Parts that are open together: enough to keep the server busy.
-  room = asyncio.Semaphore(2 + c.client.concurrency // max(1, *sizes, 1))
+  room = asyncio.Semaphore(2 + c.client.concurrency // max(1, *sizes))
   turn = asyncio.Lock()  # Programs run for one part at a time.
 
   async def one(number):
@@ -177,13 +176,13 @@ def state(name, role, chat, total, began) -> str:
   """One line: how far, how fast, how long, at what cost, what went wrong."""
   seconds = max(time.monotonic() - began, 1e-3)
   new, kept, spent = (chat.counts[k] for k in ('answers', 'kept', 'out'))
-  left = (total - new - kept) / new * seconds if new else math.inf
+  left = (total - new - kept) * seconds / max(new, 1)
   price = dollars(role, chat.counts['in'], spent)
   text = (
     f'data: {name}: {new + kept:,} of {total:,} answers'
     + f' ({kept:,} were there)' * bool(kept)
     + f', {new / seconds:.1f} requests/s, {spent / seconds:,.0f} tokens/s, '
-    + f'{seconds:.0f} s, about {left:.0f} s left, ${price:.2f}'
+    + f'{seconds:.0f} s, about {left:.0f} s left, ${price:.2f} so far'
   )
   failed = ', '.join(f'{n} x {why}' for why, n in chat.failures.most_common())
   return text + f'; tried again: {failed}' * bool(failed)

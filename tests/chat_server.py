@@ -41,11 +41,8 @@ class Server:
   def start(self):
     """Listens, on the port that it had if it was stopped."""
     handler = type('Handler', (Handler,), {'server_state': self})
-    http.server.ThreadingHTTPServer.allow_reuse_address = True
-    self.http = http.server.ThreadingHTTPServer(
-      ('127.0.0.1', self.port), handler
-    )
-    self.http.daemon_threads, self.open = True, set()
+    self.open = set()
+    self.http = Listener(('127.0.0.1', self.port), handler)
     self.port = self.http.server_address[1]
     serve = functools.partial(self.http.serve_forever, poll_interval=0.02)
     threading.Thread(target=serve, daemon=True).start()
@@ -64,6 +61,10 @@ class Server:
 
   def __exit__(self, *_):
     self.stop()
+
+
+class Listener(http.server.ThreadingHTTPServer):
+  request_queue_size = 128  # connections that may wait to be accepted
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -169,3 +169,5 @@ def test_rows_that_no_sample_solves_can_be_dropped(rows, pool):
   head, made = distill.taught(some, answers, pool, settings)
   assert made == [rows[0] | {'chain': 'm'}, untold]
   assert head['chains'] == {'of the teacher': 1, 'dropped': 1}
+  head, made = distill.taught([untold], [], pool, settings)
+  assert made == [untold] and not +head['samples'] + head['chains']

@@ -167,13 +167,16 @@ def read(text, finish='stop', index=0):
   return propose.program(text, finish, index, 200)
 
 
-def filters():
-  spec = importlib.util.spec_from_file_location(
-    'data_7b', ROOT / 'configs' / 'data_7b.py'
-  )
+def config():
+  path = ROOT / 'configs' / 'data_7b.py'
+  spec = importlib.util.spec_from_file_location('data_7b', path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return built.deciding(module.get_config())['filters']
+  return module.get_config()
+
+
+def filters():
+  return built.deciding(config())['filters']
 
 
 def every_question(programs):

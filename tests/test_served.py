@@ -1,152 +1,38 @@
 """Builds with a generator, a policy and a teacher, asked over HTTP."""
 
 import collections
-import hashlib
 import json
-import random
 import re
 import signal
 import subprocess
-import sys
 import time
 
-import datasets
 import pytest
 
 from crjax import rewards
 from crjax.execution import Pool
-from data_pipeline import asking, distill, narrate, propose, synth
+from data_pipeline import distill, served
 from tests.chat_server import FAULTS, USAGE, Server
 from tests.conftest import ROOT
+from tests.exam import (
+  CANDIDATES,
+  CONCURRENCY,
+  MODELS,
+  SAMPLES,
+  SECRET,
+  SPLITS,
+  TRIED,
+  TRIES,
+  Exam,
+  asks,
+  command,
+  draw,
+  load,
+  run,
+  with_preface,
+)
 from tests.serving import serve, small_model
-
-SPLITS = {'sft_train': 24, 'rl_train': 12, 'dev': 3, 'test': 3}
-TRIED = {'sft_train': 48, 'rl_train': 24, 'dev': 3, 'test': 3}  # spare = 2
-CANDIDATES, CONCURRENCY, TRIES, SAMPLES = 80, 6, 4, 3
-MODELS = {'generator': 'writer', 'policy': 'student', 'teacher': 'professor'}
-SECRET = 'sk-not-for-anyone'
-
-
-def command(out, splits, *flags):
-  return [
-    sys.executable,
-    '-m',
-    'data_pipeline.build',
-    f'--config={ROOT / "configs" / "data_7b.py"}',
-    f'--config.out={out}',
-    '--config.workers=1',
-    f'--config.candidates={CANDIDATES}',
-    '--config.chunk=20',
-    '--config.largest_share=0.2',
-    f'--config.client.concurrency={CONCURRENCY}',
-    *(f'--config.splits.{k}={v}' for k, v in splits.items()),
-    *flags,
-  ]
-
-
-def asks(server, *roles):
-  """The flags of a build that asks a server in these roles."""
-  for role in roles:
-    yield f'--config.{role}.url={server.url}'
-    yield f'--config.{role}.model={MODELS[role]}'
-    yield f'--config.{role}.price_in=2'
-    yield f'--config.{role}.price_out=10'
-  if 'policy' in roles:
-    yield f'--config.policy.samples={TRIES}'
-    yield '--config.policy.spare=2'
-    yield '--config.policy.keep.sft_train=(0, 0.8)'
-    yield '--config.policy.keep.rl_train=(0.1, 1)'
-  if 'teacher' in roles:
-    yield f'--config.teacher.samples={SAMPLES}'
-    yield '--config.teacher.shortest=40'
-
-
-def run(out, splits, *flags):
-  done = subprocess.run(
-    command(out, splits, *flags),
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    env={'PATH': '/usr/bin:/bin', 'OPENAI_API_KEY': SECRET},
-  )
-  assert done.returncode == 0, done.stderr
-  return done.stdout
-
-
-def draw(*parts) -> random.Random:
-  return random.Random(hashlib.sha256(repr(parts).encode()).hexdigest())
-
-
-class Exam:
-  """Answers of all roles; gold ones are known once a dataset was built."""
-
-  def __init__(self):
-    self.gold = {}
-    self.index = {
-      propose.messages(0, i)[1]['content']: i for i in range(CANDIDATES)
-    }
-
-  def learn(self, rows):
-    for row in rows:
-      turns = row.get('messages') or row['prompt']
-      task = row['verify']
-      said = asking.answer(row['kind'], task, task['questions'] or [task])
-      text = narrate.completion('One could say\nthat it is so.', said)
-      if 'messages' in row:
-        text = turns[-1]['content']
-      self.gold[turns[1]['content']] = text
-
-  def __call__(self, body):
-    question, seed = body['messages'][1]['content'], body['seed']
-    return {
-      'writer': self.write,
-      'student': self.try_it,
-      'professor': self.teach,
-    }[body['model']](question, draw(question, seed))
-
-  def write(self, question, rng):
-    """A program of the grammar, or something that holds none."""
-    made = synth.program(0, self.index[question])
-    call = f'{made.entry}({synth.source_of(made.args)})'
-    block = f'```python\n{made.code}\n\n{call}\n```'
-    return rng.choices(
-      [f'Well.\n{block}', made.code, (block[:-20], 'length')], [12, 1, 1]
-    )[0]
-
-  def try_it(self, question, rng):
-    """Some questions are always answered, some never, most sometimes."""
-    often = draw(question).choice((0, 0.5, 0.5, 0.5, 1))
-    gold = self.gold[question]
-    return gold if rng.random() < often else narrate.completion('Hm.', '"no"')
-
-  def teach(self, question, rng):
-    gold = self.gold[question]
-    worse = ('wrong', 'untagged', 'doubled', 'loop', 'foreign', 'cut off')
-    how = rng.choice(worse)
-    if draw('easy', question).random() < 0.75:
-      how = rng.choice((*worse, 'gold', 'gold', 'long', 'long'))
-    return {
-      'gold': gold,
-      'long': gold.replace('<reasoning>\n', '<reasoning>\nLet us see.\n'),
-      'wrong': re.sub(
-        '(?s)<answer>.*</answer>', "<answer>\n'no'\n</answer>", gold
-      ),
-      'untagged': gold.replace('</reasoning>', ''),
-      'doubled': gold + '\n<answer>\n1\n</answer>',
-      'loop': gold.replace('</reasoning>', 'I go on and on. ' * 99 + '\n'
-                           '</reasoning>'),
-      'foreign': gold.replace('<reasoning>', '<reasoning>\n所以'),
-      'cut off': (gold, 'length'),
-    }[how]  # fmt: skip
-
-
-def load(out):
-  return {
-    split: datasets.Dataset.from_parquet(
-      str(out / f'{split}.parquet')
-    ).to_list()
-    for split in SPLITS
-  }
+from tests.test_propose import config
 
 
 @pytest.fixture(scope='module')
@@ -158,7 +44,7 @@ def school(tmp_path_factory):
     for rows in load(directory / 'first').values():
       exam.learn(rows)
     server.asked.clear(), server.answered.clear(), server.bodies.clear()
-    run(directory / 'whole', SPLITS, *asks(server, *MODELS))
+    exam.printed = run(directory / 'whole', SPLITS, *asks(server, *MODELS))
     yield server, exam, directory / 'whole'
 
 
@@ -211,10 +97,6 @@ def test_the_shortest_right_sample_is_taken(school, rows):
     assert (row['chain'] == 'professor') == bool(right)
 
 
-def with_preface(gold):
-  return gold.replace('<reasoning>\n', '<reasoning>\nLet us see.\n')
-
-
 def test_kept_rows_are_in_the_band_of_difficulty(rows, manifest):
   splits = manifest['summary']['difficulty']
   assert {k: len(v) for k, v in rows.items()} == SPLITS
@@ -253,6 +135,46 @@ def test_what_was_asked_is_counted_and_paid_once(school, rows, manifest):
     *('kept', 'wrong', 'cut off', 'repetition', 'another language'),
     *('a tag is missing', 'a tag is doubled', 'right, not the shortest'),
   }
+
+
+def test_progress_has_rates_cost_and_what_is_left(school):
+  for role in MODELS:
+    *_, last = re.findall(f'data: {role}: .*', school[1].printed)
+    assert re.fullmatch(
+      rf'data: {role}: (\d+) of \1 answers, [\d.]+ requests/s, [\d,]+ tokens/s,'
+      r' \d+ s, about 0 s left, \$\d\.\d\d so far',
+      last,
+    )
+
+
+def test_a_run_that_stops_says_what_it_has_and_how_to_go_on(tmp_path):
+  c, target = config(), tmp_path / 'programs'
+  c.out, c.candidates, c.client.concurrency = str(tmp_path / 'out'), 40, 1
+  c.generator.model, c.chunk = 'writer', 20
+  refuse = lambda n, _: 'status 401' if n == 25 else ''
+  with Server(Exam(), refuse) as server:
+    c.generator.url = server.url.replace('://', '://me:secret@')
+    with pytest.raises(SystemExit) as stopped:
+      served.programs(c, (0, 1), target, [0, 1])
+    said = str(stopped.value)
+    assert '25 answers are in' in said and 'the same command goes on' in said
+    assert 'no such key' in said and 'secret' not in said
+    assert [p.name for p in target.iterdir()] == ['000000.jsonl']
+    served.programs(c, (0, 1), target, [1])
+    assert server.asked.total() == 41 and len(server.answered) == 40
+  assert len(served.every(target, 2)) == 40
+
+
+@pytest.mark.parametrize(
+  ('url', 'said'),
+  [('http://localhost:1/v1', 'teacher.model'), ('localhost:1', 'http://')],
+)
+def test_a_server_that_cannot_be_asked_is_refused(url, said):
+  c = config()
+  assert served.roles(c) == {}
+  c.teacher.url = url
+  with pytest.raises(SystemExit, match=said):
+    served.roles(c)
 
 
 def test_the_funnel_adds_up_with_models(rows, manifest):
