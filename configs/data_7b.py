@@ -1,15 +1,25 @@
-"""17,332 SFT and 18,796 RL cases of grammar programs; no language model.
+"""17,332 SFT and 18,796 RL cases of executed programs; no model is needed.
 
   python -m data_pipeline.build --config=configs/data_7b.py
 
 Hardware: CPU cores alone. Time: 31 minutes with one worker on a busy machine of
 2 cores, before chains had the parts of expressions, which need one more run of
 each row. Several machines: the docstring of data_pipeline/factory.py.
+Models: each of `generator`, `policy` and `teacher` is asked where it has a url,
+of any server with OpenAI's chat API; README.md says how.
 Optional: --config.cruxeval=cruxeval.jsonl for a table beside CRUXEval, and
 --config.tokenizer=DIR for the sizes of chains in tokens.
 """
 
 from ml_collections import ConfigDict
+
+SERVER = {
+  'url': '',  # http://HOST:PORT/v1; empty: not asked
+  'model': '',
+  'key': 'OPENAI_API_KEY',  # the environment variable with the key, if any
+  'price_in': 0.0,  # dollars for a million tokens of prompts
+  'price_out': 0.0,  # and of answers
+}
 
 
 def get_config():
@@ -48,6 +58,34 @@ def get_config():
       'longest_string': 100,
       'deepest': 3,
       'floats': False,
+    }
+  )
+  # Without a url the grammar writes the programs.
+  c.generator = ConfigDict(
+    SERVER | {'temperature': 0.8, 'top_p': 0.9, 'max_tokens': 2_048}
+  )
+  # Without a url difficulty is trace length x control depth (filters.easiest).
+  c.policy = ConfigDict(
+    SERVER | {'temperature': 1.0, 'top_p': 1.0, 'max_tokens': 4_096}
+  )
+  c.policy.samples = 8  # of a question
+  c.policy.spare = 1.5  # Of these splits so many times more is tried.
+  # Split -> least and most share of samples that may be right.
+  c.policy.keep = ConfigDict({'sft_train': (0, 0.5), 'rl_train': (0.125, 0.75)})
+  # Without a url chains of reasoning are told from traces.
+  c.teacher = ConfigDict(
+    SERVER | {'temperature': 0.6, 'top_p': 0.95, 'max_tokens': 4_096}
+  )
+  c.teacher.samples = 4  # of a question; the shortest right one is taken
+  c.teacher.shortest = 200  # characters
+  c.teacher.longest = 8_000
+  c.teacher.narrate = True  # What no sample solves is told from its trace.
+  c.client = ConfigDict(
+    {
+      'concurrency': 64,  # requests at a time
+      'seconds': 600.0,  # of one attempt
+      'attempts': 12,  # for one answer, then the run stops
+      'hours': 72.0,  # of a run, then it stops
     }
   )
   c.similar = 0.8  # Jaccard similarity of near duplicates

@@ -227,7 +227,8 @@ def paths(code, frame, rng, size):
     elif others:
       branching = ast.If | ast.For | ast.While
       weights = [
-        BRANCHES if isinstance(nodes[v.line], branching) else 1 for v in others
+        BRANCHES if isinstance(nodes.get(v.line), branching) else 1
+        for v in others
       ]
       (visit,) = rng.choices(others, weights)
       one = question('path', visit.line, visit.occ)

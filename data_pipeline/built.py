@@ -4,6 +4,10 @@ import hashlib
 import json
 import sys
 
+ROLES = ('generator', 'policy', 'teacher')
+# Of a role: where its model is and what it costs decide nothing.
+WHERE = ('url', 'key', 'price_in', 'price_out')
+
 
 def is_built(out, settings) -> bool:
   """Whether `out` holds these settings; exits where it holds anything else."""
@@ -31,7 +35,13 @@ def is_built(out, settings) -> bool:
 def deciding(c) -> dict:
   """The settings that decide what is built, not where or by how many."""
   found = json.loads(c.to_json())
-  return {k: v for k, v in found.items() if k not in ('out', 'workers')}
+  for role in ROLES:
+    if role in found and not found[role]['url']:
+      del found[role]
+    elif role in found:
+      found[role] = {k: v for k, v in found[role].items() if k not in WHERE}
+  elsewhere = ('out', 'workers', 'client')
+  return {k: v for k, v in found.items() if k not in elsewhere}
 
 
 def digests(directory) -> dict:

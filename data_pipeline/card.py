@@ -18,7 +18,7 @@ configs:
 {messages}---
 # Code execution cases
 
-Programs of a seeded grammar, executed and traced; built by
+{origin}, executed and traced; built by
 `python -m data_pipeline.build`. `manifest.json` has settings, versions and
 hashes. `verify` is what `crjax.rewards.score` needs; nothing is pickled.
 `load_dataset(path, 'sft')` has `messages`, `load_dataset(path, 'rl')` prompts.
@@ -129,8 +129,12 @@ def text(rows, settings, summary, some) -> str:
   )
   parts = [
     HEAD.format(
-      prompts=''.join(files.values()), messages=messages, programs=known
+      origin=origin(settings),
+      prompts=''.join(files.values()),
+      messages=messages,
+      programs=known,
     ),
+    *of_models(summary),
     '## Funnel\n',
     counts('programs', {'candidates': summary['candidates']}),
     counts('dropped because', summary['dropped_programs']),
@@ -151,6 +155,31 @@ def text(rows, settings, summary, some) -> str:
     *sampled(rows, settings['seed']),
   ]
   return '\n'.join(parts) + '\n'
+
+
+def origin(settings) -> str:
+  if 'generator' in settings:
+    return f'Programs that {settings["generator"]["model"]} wrote to order'
+  return 'Programs of a seeded grammar'
+
+
+def of_models(summary):
+  """What was asked of models, what it cost and what became of it."""
+  if 'models' not in summary:
+    return
+  yield '## Models\n'
+  heads = ('role', 'model', 'endpoints', 'answers')
+  heads += ('tokens_in', 'tokens_out', 'dollars')
+  lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
+  for one in summary['models']:
+    cells = one | {'endpoints': ', '.join(one['endpoints'])}
+    lines.append(f'| {" | ".join(str(cells[name]) for name in heads)} |')
+  yield '\n'.join(lines) + '\n'
+  for split, found in summary.get('difficulty', {}).items():
+    yield counts(f'rows of {split} by difficulty', found)
+  for title in ('samples', 'chains'):
+    if title in summary:
+      yield counts(f'{title} of sft_train', summary[title])
 
 
 def counts(title, values) -> str:

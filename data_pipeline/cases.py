@@ -15,6 +15,7 @@ from data_pipeline import asking, filters, identity, literal, synth
 HASH_SEEDS = (0, 1, 12345)  # of str; set order differs between them.
 TRIES = 4  # of a mutation that must be new
 EXAMPLES = 3  # of what each filter dropped, a chunk
+SHOWN = 1_500  # characters of what a model wrote
 
 
 class Found(NamedTuple):

@@ -36,7 +36,20 @@ def row(wanted, made) -> dict:
   }
 
 
-def features(split):
+def is_trained(split) -> bool:
+  """Whether rows of a split have chains, not only questions."""
+  return split == 'sft_train'
+
+
+def extras(split, settings) -> dict:
+  """{column: type} of what models add: right samples, where a chain is from."""
+  found = {'passed': 'int64'} if 'policy' in settings else {}
+  if 'teacher' in settings and is_trained(split):
+    found['chain'] = 'string'
+  return found
+
+
+def features(split, settings):
   """Written down: a split without a kind has no rows to tell its types."""
   import datasets
 
@@ -49,23 +62,24 @@ def features(split):
   }
   turns = datasets.List({'role': text, 'content': text})
   found = {k: text for k in SHARED} | {'difficulty': number, 'verify': verify}
-  return datasets.Features(found | {field(split): turns})
+  more = {k: datasets.Value(v) for k, v in extras(split, settings).items()}
+  return datasets.Features(found | more | {field(split): turns})
 
 
 def field(split) -> str:
-  return 'messages' if split == 'sft_train' else 'prompt'
+  return 'messages' if is_trained(split) else 'prompt'
 
 
-def table(rows, split) -> list[dict]:
+def table(rows, split, settings) -> list[dict]:
   """The rows of a split as they are in its file."""
-  found = []
+  found, names = [], (*SHARED, *extras(split, settings))
   for one in rows:
     if one['split'] == split:
       turns = one['prompt']
-      if split == 'sft_train':
+      if is_trained(split):
         said = {'role': 'assistant', 'content': one['completion']}
         turns = [*turns, said]
-      found.append({k: one[k] for k in SHARED} | {field(split): turns})
+      found.append({k: one[k] for k in names} | {field(split): turns})
   return found
 
 
@@ -78,7 +92,7 @@ def write(out, rows, settings, summary, examples):
   temporary.mkdir(parents=True)
   for split in select.SPLITS:
     made = datasets.Dataset.from_list(
-      table(rows, split), features=features(split)
+      table(rows, split, settings), features=features(split, settings)
     )
     made.to_parquet(temporary / f'{split}.parquet')
   summary = summary | card.balance(rows, settings)

@@ -6,20 +6,19 @@ share a directory, or copy theirs together, build one dataset:
 
   python -m data_pipeline.build --config=C --stage=cases --shard=i/n  (n jobs)
   python -m data_pipeline.build --config=C --stage=rows --shard=i/n   (n jobs)
+  python -m data_pipeline.build --config=C --stage=chains --shard=i/n (n jobs)
   python -m data_pipeline.build --config=C                            (once)
 
+The third line is for a teacher alone. Models are asked within the stages, each
+by the jobs that need its answers (`served`): the generator for cases, the
+policy for rows, the teacher for chains.
 Without --stage the last line does everything on one machine.
 """
 
-import multiprocessing
-from multiprocessing import connection
-import os
 import pathlib
 import platform
 import shutil
 import sys
-import threading
-import time
 
 from crjax import rewards
 from crjax.execution import Job, Pool
@@ -29,53 +28,112 @@ from data_pipeline import (
   cases,
   dataset,
   decontaminate,
+  propose,
   select,
+  served,
   store,
   synth,
   unfold,
 )
 from data_pipeline.built import deciding, is_built
+from data_pipeline.parallel import mine, run
 
-STAGES = ('all', 'cases', 'rows')
+STAGES = ('all', 'cases', 'rows', 'chains')
 # What decides the cases; the rest of a config can change and they stay.
-DECIDES = ('seed', 'candidates', 'chunk', 'filters', 'cpu_seconds')
-ROWS = 200  # of a part of the last stage
-TELL_SECONDS = 10.0
+DECIDES = ('seed', 'candidates', 'chunk', 'filters', 'cpu_seconds', 'generator')
+ROWS = 200  # of a part of the later stages
 
 
 def build(c, stage='all', shard=(0, 1)):
   """Builds `c.out`, or this shard of a stage."""
-  settings = deciding(c)
+  settings, roles = deciding(c), served.roles(c)
+  if stage == 'chains' and 'teacher' not in roles:
+    sys.exit('--stage=chains asks a teacher: give --config.teacher.url')
   out = pathlib.Path(c.out)
   if is_built(out, settings):
     print(f'data: {out} already holds this config')
-    return None
+    return
   work = out.with_name(f'{out.name}.work')
-  versions = [store.code_hash(), platform.python_version()]
-  count = -(-c.candidates // c.chunk)
-  decides = {k: settings[k] for k in DECIDES}
-  found = work / f'cases-{store.key(versions, decides)}'
-  run('cases', settings, found, None, count, c.workers, shard)
-  if stage == 'rows' and (lacking := store.missing(found, count)):
-    sys.exit(
-      f'data: {len(lacking)} of {count} parts of cases are not in {found}: all '
-      'jobs of --stage=cases must end before those of --stage=rows start'
-    )
-  if stage == 'cases' or store.missing(found, count):
-    return left('cases', found, count)
-  rows = selected(work, found, count, settings, versions)
-  made = work / f'rows-{rows.name.partition("-")[2]}'
-  parts = len(list(rows.glob('[0-9]*.jsonl')))
-  run('rows', settings, made, rows, parts, c.workers, shard)
-  if stage == 'rows' or store.missing(made, parts):
-    return left('rows', made, parts)
+  said = {}  # Role -> (directory, number) of the parts with its answers.
+  found, count = every_case(c, settings, work, shard, said)
+  if not is_done('cases', stage, found, count):
+    return
+  rows = selected(work, found, count, settings)
+  made, parts = every_row(c, settings, rows, shard, said)
+  if not is_done('rows', stage, made, parts):
+    return
   (summary,) = store.read(rows / 'summary.json')
-  every = [r for i in range(parts) for r in store.read(store.part(made, i))]
-  examples = dropped_examples(found, count)
-  dataset.write(out, every, settings, summary, card.examples(examples))
+  if 'policy' in roles:
+    made, parts, summary['difficulty'] = thinned(made, parts, settings)
+  if 'teacher' in roles:
+    source, made = made, beside(made, 'chains', settings['teacher'])
+    served.chains(c, shard, source, made, mine(made, parts, shard))
+    said['teacher'] = made, parts
+    if not is_done('chains', stage, made, parts):
+      return
+  every = served.every(made, parts)
+  summary = served.summary(c, said, summary, every)
+  shown = dropped_examples(found, count) | served.rejected(said)
+  examples = card.examples(shown)
+  dataset.write(out, every, settings, summary, examples)
   shutil.rmtree(work)
   print(f'data: {len(every):,} rows in {out}; see its README.md')
-  return None
+
+
+def every_case(c, settings, work, shard, said):
+  """(directory, number) of the parts of cases; this shard's are made."""
+  decides = {k: settings[k] for k in DECIDES if k in settings}
+  found = work / f'cases-{store.key(versions(), decides)}'
+  count, source = -(-c.candidates // c.chunk), None
+  if 'generator' in settings:
+    source = beside(found, 'programs')
+    served.programs(c, shard, source, mine(source, count, shard))
+    said['generator'] = source, count
+  here = mine(found, count, shard)
+  run('cases', make_cases, settings, found, source, here, c.workers)
+  return found, count
+
+
+def every_row(c, settings, rows, shard, said):
+  """(directory, number) of the parts of rows; this shard's are made.
+
+  With a policy they are those with its pass rates.
+  """
+  made, parts = beside(rows, 'rows'), len(list(rows.glob('[0-9]*.jsonl')))
+  here = mine(made, parts, shard)
+  run('rows', make_rows, settings, made, rows, here, c.workers)
+  if 'policy' not in settings:
+    return made, parts
+  passed = beside(made, 'passes')
+  served.passes(c, shard, made, passed, mine(passed, parts, shard))
+  said['policy'] = passed, parts
+  return passed, parts
+
+
+def beside(directory, name, *more):
+  """The directory for what is made of another one, and of `more`."""
+  key = directory.name.partition('-')[2]
+  return directory.with_name(f'{name}-{store.key(key, *more) if more else key}')
+
+
+def versions() -> list[str]:
+  return [store.code_hash(), platform.python_version()]
+
+
+def is_done(name, stage, directory, count) -> bool:
+  """Whether the build goes on behind a stage; says so where it does not."""
+  missing = len(store.missing(directory, count))
+  if missing and STAGES.index(stage) > STAGES.index(name):
+    sys.exit(
+      f'data: {missing} of {count} parts of {name} are not in {directory}: all '
+      f'jobs of --stage={name} must end before those of --stage={stage} start'
+    )
+  if missing or stage == name:
+    print(
+      f'data: {name}: {count - missing} of {count} parts are in {directory}'
+      + ', the others are left to other shards' * bool(missing)
+    )
+  return not missing and stage != name
 
 
 def shard_of(text, stage) -> tuple[int, int]:
@@ -88,76 +146,6 @@ def shard_of(text, stage) -> tuple[int, int]:
   return int(i), int(n)
 
 
-def left(stage, directory, count):
-  missing = store.missing(directory, count)
-  print(
-    f'data: {stage}: {count - len(missing)} of {count} parts are in {directory}'
-    + (', the others are left to other shards' if missing else '')
-  )
-
-
-def run(stage, settings, target, source, count, workers, shard):
-  """Makes the parts of a stage that are missing and this shard's."""
-  mine = [i for i in store.missing(target, count) if i % shard[1] == shard[0]]
-  if not mine:
-    return
-  workers = min(workers, len(mine))
-  context = multiprocessing.get_context('spawn')
-  processes = [
-    context.Process(
-      target=work_on,
-      args=(stage, settings, target, source, mine[i::workers]),
-    )
-    for i in range(workers)
-  ]
-  for process in processes:
-    process.start()
-  try:
-    watch(stage, processes, target, mine)
-  finally:
-    for process in processes:
-      process.terminate()
-      process.join()
-
-
-def watch(stage, processes, target, mine):
-  """Tells how far the parts are until the processes end; exits if one fails."""
-  began, told = time.monotonic(), 0.0
-  alive = {p.sentinel: p for p in processes}
-  while alive:
-    for sentinel in connection.wait(list(alive), timeout=1.0):
-      process = alive.pop(sentinel)
-      process.join()
-      if process.exitcode:
-        sys.exit(
-          f'data: a process of the stage {stage!r} ended with status '
-          f'{process.exitcode}; what it said is above. The parts that are done '
-          'stay: the same command goes on.'
-        )
-    seconds = time.monotonic() - began
-    if seconds - told > TELL_SECONDS or not alive:
-      told = seconds
-      done = sum(store.part(target, i).exists() for i in mine)
-      rest = seconds / max(done, 1) * (len(mine) - done)
-      print(
-        f'data: {stage}: {done} of {len(mine)} parts, {seconds:.0f} s, '
-        f'about {rest:.0f} s left',
-        flush=True,
-      )
-
-
-def work_on(stage, settings, target, source, numbers):
-  """The main function of a worker process; ends with its parent."""
-  threading.Thread(target=end_with_parent, daemon=True).start()
-  make = {'cases': make_cases, 'rows': make_rows}[stage]
-  make(settings, target, source, numbers)
-
-
-def end_with_parent():
-  connection.wait([multiprocessing.parent_process().sentinel])
-  os._exit(1)
-
-
 def pool_settings(settings):
   return {
     'cpu_seconds': settings['cpu_seconds'],
@@ -165,31 +153,45 @@ def pool_settings(settings):
   }
 
 
-def make_cases(settings, target, _, numbers):
-  """Parts [what was dropped, *programs], each of one chunk of candidates."""
+def make_cases(settings, target, source, numbers):
+  """Parts [what was dropped, *programs], each of one chunk of candidates.
+
+  Args:
+    source: parts of answers with programs in them, None for the grammar's.
+  """
   pools = cases.pools(1, **pool_settings(settings))
   benchmarks = decontaminate.load()
   for number in numbers:
     first = number * settings['chunk']
     last = min(first + settings['chunk'], settings['candidates'])
-    candidates = [
-      synth.program(settings['seed'], i) for i in range(first, last)
-    ]
+    if source:
+      longest = settings['filters']['longest_args']
+      answers = served.rows_of(source, number)
+      candidates, unread = propose.programs(answers, first, longest)
+    else:
+      candidates = [
+        synth.program(settings['seed'], i) for i in range(first, last)
+      ]
+      unread = {}
     found = cases.collect(candidates, pools, settings['filters'], benchmarks)
+    dropped = {reason: len(some) for reason, some in unread.items()}
+    shown = {reason: some[: cases.EXAMPLES] for reason, some in unread.items()}
     head = {
       'candidates': last - first,
-      'dropped': dict(found.dropped),
+      'dropped': dict(found.dropped) | dropped,
       'inputs': dict(found.inputs),
-      'examples': found.examples,
+      'examples': found.examples | shown,
     }
     store.write(store.part(target, number), [head, *found.programs])
   for pool in pools:
     pool.close()
 
 
-def selected(work, found, count, settings, versions) -> pathlib.Path:
+def selected(work, found, count, settings) -> pathlib.Path:
   """The directory of the rows that are wanted; made where it is missing."""
-  name = store.key(versions, settings, store.digest(found, count))
+  # What a teacher says changes no row that it is asked about.
+  settings = {k: v for k, v in settings.items() if k != 'teacher'}
+  name = store.key(versions(), settings, store.digest(found, count))
   target = work / f'selected-{name}'
   if (target / 'summary.json').exists():
     return target
@@ -200,13 +202,25 @@ def selected(work, found, count, settings, versions) -> pathlib.Path:
     heads.append(head)
     programs += some
   distinct, duplicates = select.distinct(programs, settings)
-  rows, unused = select.assign(distinct, settings)
-  for i, start in enumerate(range(0, len(rows), ROWS)):
-    store.write(store.part(target, i), rows[start : start + ROWS])
+  rows, unused = select.assign(distinct, select.with_spare(settings))
+  write_parts(target, rows)
   used = len({row['program']['pid'] for row in rows})
   summary = card.funnel(heads, duplicates, unused, used, len(rows))
   store.write(target / 'summary.json', [summary])
   return target
+
+
+def write_parts(target, rows):
+  for i, start in enumerate(range(0, len(rows), ROWS)):
+    store.write(store.part(target, i), rows[start : start + ROWS])
+
+
+def thinned(passed, parts, settings):
+  """(directory, number of parts, counts) of rows in the policy's bands."""
+  kept, fates = select.in_bands(served.every(passed, parts), settings)
+  target = beside(passed, 'thinned', store.digest(passed, parts))
+  write_parts(target, kept)
+  return target, -(-len(kept) // ROWS), fates
 
 
 def make_rows(settings, target, source, numbers):

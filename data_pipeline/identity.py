@@ -38,7 +38,7 @@ def renamed(tree):
   new = lambda name: names.setdefault(name, f'v{len(names)}')
   for node in ast.walk(tree):
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
-      node.body = _without_docstring(node.body)
+      node.body = without_docstring(node.body)
       node.name = new(node.name)
     if isinstance(node, ast.FunctionDef):
       node.returns = None
@@ -65,7 +65,7 @@ def _own_names(tree):
   return own
 
 
-def _without_docstring(body):
+def without_docstring(body):
   first = body[0]
   is_text = isinstance(first, ast.Expr) and isinstance(
     first.value, ast.Constant
@@ -82,7 +82,7 @@ def statements(tree) -> collections.Counter:
   found = collections.Counter()
   for node in ast.walk(tree):
     if isinstance(node, ast.FunctionDef):
-      node.body = _without_docstring(node.body)
+      node.body = without_docstring(node.body)
     if isinstance(node, ast.stmt) and not isinstance(
       node, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
     ):

@@ -26,6 +26,18 @@ ELEMENT = {
   'stuple': 'str',
   'sset': 'str',
 }
+HOLDS = {  # (container, element) -> type
+  ('list', 'int'): 'ints',
+  ('list', 'str'): 'strs',
+  ('list', 'ints'): 'nested',
+  ('list', 'pair'): 'pairs',
+  ('tuple', 'int'): 'ituple',
+  ('tuple', 'str'): 'stuple',
+  ('set', 'int'): 'iset',
+  ('set', 'str'): 'sset',
+  ('dict', 'int'): 'dict',
+  ('dict', 'ints'): 'groups',
+}
 MAKE = {'ituple': tuple, 'stuple': tuple, 'iset': set, 'sset': set}
 
 
@@ -117,6 +129,8 @@ def changed(rng: random.Random, kind: str, old):
   """Another value of the type: a boundary value, or one step away from old."""
   if kind == 'bool':
     return not old
+  if kind == 'other':
+    return rearranged(rng, old)
   if kind in BOUNDARIES and rng.random() < 0.3:
     return rng.choice(BOUNDARIES[kind])
   if kind == 'int':
@@ -135,6 +149,32 @@ def changed(rng: random.Random, kind: str, old):
   fresh = lambda: value(rng, kind)
   items = sorted(old) if isinstance(old, set) else list(old)
   return type(old)(changed_items(rng, items, fresh))
+
+
+def rearranged(rng, old):
+  """A container of anything with the same elements in other places."""
+  if isinstance(old, dict):
+    return dict(changed_items(rng, list(old.items()), old.items))
+  if not isinstance(old, list | tuple | set):
+    return old
+  items = sorted(old, key=repr) if isinstance(old, set) else list(old)
+  return type(old)(changed_items(rng, items, lambda: items))
+
+
+def kind_of(value) -> str:
+  """Which of KINDS a value is of, or 'other'."""
+  kind = type(value).__name__
+  if kind in ('int', 'bool', 'float', 'str', 'bytes'):
+    return kind
+  if not value or kind not in ('list', 'tuple', 'set', 'dict'):
+    return 'other'
+  if kind == 'tuple' and tuple(map(type, value)) == (str, int):
+    return 'pair'
+  keys = {kind_of(k) for k in value} if kind == 'dict' else {'str'}
+  inside = value.values() if kind == 'dict' else value
+  if len(found := {kind_of(x) for x in inside}) == 1 and keys == {'str'}:
+    return HOLDS.get((kind, *found), 'other')
+  return 'other'
 
 
 def changed_text(rng, old):

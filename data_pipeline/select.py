@@ -5,6 +5,7 @@ numbers, and one in the order of their hashes, so that shards need not talk.
 """
 
 import collections
+import math
 
 from data_pipeline import identity
 from data_pipeline.near import Near
@@ -67,11 +68,7 @@ def assign(programs, settings):
 
   Raises ValueError where there are too few cases.
   """
-  total = sum(settings['splits'].values())
-  most = {
-    'output': max(1, int(settings['largest_share'] * total)),
-    'bool': int(settings['largest_bool'] * total),
-  }
+  most = caps(settings)
   outputs, types = collections.Counter(), collections.Counter()
   rows, unused = [], collections.Counter()
   ordered = iter(sorted(programs, key=lambda p: p['pid']))
@@ -100,6 +97,71 @@ def assign(programs, settings):
           rows.append(row(split, asked, program, case))
   unused['programs left over'] = sum(1 for _ in ordered)
   return rows, unused
+
+
+def with_spare(settings) -> dict:
+  """Settings with larger splits where a policy will turn rows down."""
+  if 'policy' not in settings:
+    return settings
+  policy, sizes = settings['policy'], settings['splits']
+  return settings | {
+    'splits': {
+      k: math.ceil(n * policy['spare']) if k in policy['keep'] else n
+      for k, n in sizes.items()
+    }
+  }
+
+
+def in_bands(rows, settings):
+  """(rows, {split: rows by fate}) that fill every split as `assign` does.
+
+  Args:
+    rows: of `with_spare`, with `passed`: right samples of the policy.
+    settings: as for `assign`, and policy: samples and keep, {split: (least,
+      most) share of right samples}.
+
+  Raises ValueError where a split is not filled.
+  """
+  policy, most = settings['policy'], caps(settings)
+  outputs, types = collections.Counter(), collections.Counter()
+  kept, fates = [], {}
+  for split in SPLITS:
+    left = quotas(settings['splits'][split], settings['mix'][split])
+    low, high = policy['keep'].get(split, (0, 1))
+    found = fates[split] = collections.Counter()
+    for one in (r for r in rows if r['split'] == split):
+      share = (one['passed'] or 0) / policy['samples']
+      output = one['verify']['output']
+      if one['passed'] is not None and not low <= share <= high:
+        found['too hard' if share < low else 'too easy'] += 1
+      elif not left[one['asked']] or (
+        outputs[output] == most['output']
+        or (one['type'] == 'bool' and types['bool'] == most['bool'])
+      ):
+        found['not needed'] += 1
+      else:
+        outputs[output] += 1
+        types[one['type']] += 1
+        left[one['asked']] -= 1
+        found['kept'] += 1
+        kept.append(one)
+    if any(left.values()):
+      raise ValueError(
+        f'too few rows in the band of difficulty: {split} lacks '
+        f'{dict(+collections.Counter(left))} '
+        f'after {dict(found)}; raise config.policy.spare (answers that are '
+        'there are not asked for again) or widen config.policy.keep'
+      )
+  return kept, fates
+
+
+def caps(settings) -> dict:
+  """How many rows may have one output, and how many True or False."""
+  total = sum(settings['splits'].values())
+  return {
+    'output': max(1, int(settings['largest_share'] * total)),
+    'bool': int(settings['largest_bool'] * total),
+  }
 
 
 def choose(case, wanted, left):

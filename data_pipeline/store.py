@@ -49,6 +49,11 @@ def read(path: pathlib.Path) -> list:
     return [json.loads(line) for line in file]
 
 
+def first(path: pathlib.Path):
+  with open(path) as file:
+    return json.loads(file.readline())
+
+
 def part(directory: pathlib.Path, number: int) -> pathlib.Path:
   return directory / f'{number:06}.jsonl'
 

@@ -70,13 +70,18 @@ class Program(NamedTuple):
 def program(seed, index: int) -> Program:
   """The program of a seed and a number; numbers go through all combinations."""
   rng = random.Random(f'{seed}:{index}')
-  level = list(LEVELS)[index % len(LEVELS)]
-  # A stride that has no common factor with the number of entries.
-  target = inventory.ENTRIES[index * 67 % len(inventory.ENTRIES)]
-  arity = ARITIES[index // len(LEVELS) % len(ARITIES)]
+  level, target, arity = aim(index)
   code, entry, kinds = _source(rng, level, target, arity)
   args = tuple(literal.value(rng, kind) for kind in kinds)
   return Program(code, entry, kinds, args, target.name, level)
+
+
+def aim(index: int):
+  """(level, entry of the inventory, arity) of a number, all equally often."""
+  level = list(LEVELS)[index % len(LEVELS)]
+  # A stride that has no common factor with the number of entries.
+  target = inventory.ENTRIES[index * 67 % len(inventory.ENTRIES)]
+  return level, target, ARITIES[index // len(LEVELS) % len(ARITIES)]
 
 
 def source_of(args) -> str:
@@ -84,7 +89,8 @@ def source_of(args) -> str:
   return literals.render_call(args, {})
 
 
-def _source(rng, level, target, arity):
+def signature(rng, target, arity):
+  """(name, types of the parameters) of a function around an entry."""
   entry = rng.choice(VERBS)
   if len(entry) > 2 and rng.random() < 0.6:
     entry = f'{entry}_{rng.choice(THINGS)}'
@@ -94,6 +100,11 @@ def _source(rng, level, target, arity):
   weights = [PARAMETERS[k] for k in pool]
   kinds += rng.choices(pool, weights, k=arity - 1)
   rng.shuffle(kinds)
+  return entry, kinds
+
+
+def _source(rng, level, target, arity):
+  entry, kinds = signature(rng, target, arity)
   above = []
   extra = []
   if level == 'helper':

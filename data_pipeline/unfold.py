@@ -24,8 +24,10 @@ def unfold(code: str):
   """(program, lines, sources): line of the new program -> of the old one, and
   of a line that computes a part -> (its name, the source of the part).
 
-  None where no expression is nested.
+  None where no expression is nested, or the program has such names itself.
   """
+  if NAME in code:
+    return None
   tree = ast.parse(code)
   sources = {}
   _rewrite(tree, sources)
@@ -46,8 +48,9 @@ def unfold(code: str):
 
 
 def _statements(tree):
-  """All statements from top to bottom."""
-  nodes = [n for n in ast.walk(tree) if isinstance(n, ast.stmt)]
+  """All statements from top to bottom, `except` lines with them."""
+  kinds = ast.stmt | ast.ExceptHandler
+  nodes = [n for n in ast.walk(tree) if isinstance(n, kinds)]
   return sorted(nodes, key=lambda n: (n.lineno, n.col_offset))
 
 
@@ -148,7 +151,7 @@ def parts(code, events, unfolded, again) -> dict:
 
 def _same(mine, theirs, lines) -> bool:
   """Whether two visits are of one line and leave the same variables."""
-  if mine.line != lines[theirs.line]:
+  if mine.line != lines.get(theirs.line):
     return False
   if mine.state is None or theirs.state is None:
     return mine.state is theirs.state
