@@ -107,9 +107,12 @@ def lengths(rows, path) -> dict:
 
     tok = tokenizer.load(path)
     size, unit = lambda text: len(tok(text)['input_ids']), 'tokens'
-  found = {'unit': unit}
-  for kind in sorted({r['kind'] for r in rows}):
-    sizes = sorted(size(r['completion']) for r in rows if r['kind'] == kind)
+  found, measured = (
+    {'unit': unit},
+    [(r['kind'], size(r['completion'])) for r in rows],
+  )
+  for kind in ['all', *sorted({k for k, _ in measured})]:
+    sizes = sorted(n for k, n in measured if kind in ('all', k))
     found[kind] = {
       'mean': round(sum(sizes) / len(sizes), 1),
       'p95': sizes[int(0.95 * (len(sizes) - 1))],

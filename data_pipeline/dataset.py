@@ -70,7 +70,10 @@ def table(rows, split) -> list[dict]:
 
 
 def write(out, rows, settings, summary, examples):
-  """Writes everything beside `out`, then puts it there at once."""
+  """Writes everything beside `out`, then puts it there at once.
+
+  Returns the summary of the manifest.
+  """
   import datasets  # Slow to import; not needed to say that all is built.
 
   temporary = out.with_name(f'{out.name}.tmp')
@@ -98,3 +101,4 @@ def write(out, rows, settings, summary, examples):
   (temporary / 'manifest.json').write_text(json.dumps(manifest, indent=2))
   shutil.rmtree(out, ignore_errors=True)
   os.replace(temporary, out)
+  return summary

@@ -72,8 +72,11 @@ def build(c, stage='all', shard=(0, 1)):
   (summary,) = store.read(rows / 'summary.json')
   every = [r for i in range(parts) for r in store.read(store.part(made, i))]
   examples = dropped_examples(found, count)
-  dataset.write(out, every, settings, summary, card.examples(examples))
+  summary = dataset.write(
+    out, every, settings, summary, card.examples(examples)
+  )
   shutil.rmtree(work)
+  print(card.sizes(summary['lengths']))
   print(f'data: {len(every):,} rows in {out}; see its README.md')
   return None
 

@@ -1,0 +1,419 @@
+"""Reads a chain of reasoning beside a trace and compares every value in it.
+
+The other way round from `narrate`: the chain is text, the trace is what the
+program did, and a cursor goes through both. A sentence must be about the next
+execution of its line, a round must have its number, and whatever is left out
+must have been announced; so a value that some other step had is wrong too.
+"""
+
+import ast
+import functools
+import re
+
+from data_pipeline import backward, frames, narrate
+
+VALUE_ENDS = ('; ', ' <- ')
+NUMBER = re.compile(r'(?:Line |\[L|After line |)(\d+)[\],.: ]')
+ARGUMENTS = 'So the arguments are '
+# Statements that are told even where they change nothing.
+TOLD = (ast.Return, ast.If, ast.While, ast.For, *narrate.JUMPS)
+UNDONE = re.compile(r'Lines? (\d+)(?: to (\d+))?: (.*)\.', re.DOTALL)
+
+
+class Wrong(Exception):
+  """A sentence of a chain is not what the trace says."""
+
+
+class Cursor:
+  """A call, and how far a chain has told it."""
+
+  def __init__(self, frame, nodes):
+    self.frame, self.nodes = frame, nodes
+    self.at = self.used = 0  # The next visit; how many of its calls are told.
+    self.entered = -1  # The visit at which the last round began.
+
+  def find(self, line) -> int:
+    """The place of the next visit of a line."""
+    for i in range(self.at, len(self.frame.visits)):
+      if self.frame.visits[i].line == line:
+        return i
+    raise Wrong(f'line {line} does not run again')
+
+  def header(self) -> int:
+    """The place of the next visit of the head of a loop."""
+    for i in range(self.at, len(self.frame.visits)):
+      if self.is_header(i):
+        return i
+    raise Wrong('no loop goes on')
+
+  def round(self, k) -> int:
+    """The place of round k of the loop that comes next; -1 is the last one.
+
+    Rounds before it that nothing was said about must have changed nothing.
+    """
+    i = self.header()
+    heads = self.headers(i)
+    target = heads[k] if k < len(heads) else -1
+    if target < i:
+      raise Wrong('another round comes next')
+    visits = self.frame.visits
+    if target > i and frames.changes(
+      visits[i].before, visits[target - 1].after
+    ):
+      raise Wrong('rounds are left out that change something')
+    return target
+
+  def is_header(self, i) -> bool:
+    node = self.nodes.get(self.frame.visits[i].line)
+    return isinstance(node, narrate.LOOPS)
+
+  def headers(self, i) -> list[int]:
+    """Visits of the head at place i in the one run of its loop."""
+    visits, node = self.frame.visits, self.nodes[self.frame.visits[i].line]
+    first = i
+    while first and narrate.within(node, visits[first - 1]):
+      first -= 1
+    last = i
+    while last < len(visits) and narrate.within(node, visits[last]):
+      last += 1
+    return [k for k in range(first, last) if visits[k].line == node.lineno]
+
+  def move(self, i):
+    if i != self.at:
+      self.at, self.used = i, 0
+
+  def leave_out(self, last):
+    """Nothing is said about the visits before place `last`."""
+    for visit in self.frame.visits[self.at : last]:
+      node = self.nodes.get(visit.line)
+      if visit.after is not None and (
+        isinstance(node, TOLD) or frames.changes(visit.before, visit.after)
+      ):
+        raise Wrong(f'nothing is said about line {visit.line}')
+
+
+class Reader:
+  """Goes through the sentences of one chain; `values` counts what it compared.
+
+  Args:
+    code: the program.
+    frame: of `frames.entry`.
+    seen: {(line, occ): [(source, text)]}, what each part of an expression was,
+      in the order of evaluation (`instrument`).
+  """
+
+  def __init__(self, code, frame, seen):
+    self.lines, self.nodes = code.split('\n'), frames.nodes(code)
+    self.seen, self.values, self.pending = seen, 0, []
+    self.stack = [Cursor(frame, self.nodes)]
+
+  def forward(self, texts, style):
+    """Sentences of a run, in one of the styles."""
+    for text in texts:
+      if text.startswith('  '):
+        self.pending.append(text[2:])
+      elif not (
+        self.returns(text, style)
+        or self.round(text, style)
+        or self.hidden(text, style)
+      ):
+        self.step(text, style)
+    self.parts(self.stack[-1].at, len(self.stack[-1].frame.visits))
+
+  def returns(self, text, style) -> bool:
+    """Whether the sentence ends a call."""
+    if len(self.stack) == 1:
+      return False
+    value = self.stack[-1].frame.value
+    if text != style['back'].format(value=value):
+      return False
+    cursor = self.stack.pop()
+    self.parts(cursor.at, len(cursor.frame.visits), cursor)
+    cursor.leave_out(len(cursor.frame.visits))
+    self.values += 1
+    return True
+
+  def round(self, text, style) -> bool:
+    found = matched(style['round'], text)
+    if not found:
+      return False
+    cursor = self.stack[-1]
+    i = cursor.round(int(found['k']) - 1)
+    self.enter(cursor, i)
+    cursor.entered = i
+    return True
+
+  def enter(self, cursor, i):
+    """Goes on with a round of the loop that comes next."""
+    cursor.leave_out(cursor.header())
+    self.parts(cursor.at, i)
+    cursor.move(i)
+
+  def hidden(self, text, style) -> bool:
+    """Rounds that are told by what they leave behind."""
+    found = matched(style['hidden'], text) or matched(style['single'], text)
+    if not found:
+      return False
+    cursor = self.stack[-1]
+    i = cursor.header()
+    heads = cursor.headers(i)
+    first = int(found['a']) - 1
+    last = int(found.get('b') or found['a']) - 1
+    if heads.index(i) != first or last + 1 >= len(heads):
+      raise Wrong('these are not the rounds that come next')
+    self.enter(cursor, i)
+    self.over(cursor, heads[first : last + 1], found['over'])
+    cursor.move(heads[last + 1])
+    if found['told'] != 'nothing else new':
+      self.compare(found['told'], cursor.frame.visits[cursor.at - 1].after)
+    return True
+
+  def over(self, cursor, heads, text):
+    """What the loop variable was in the rounds."""
+    if not text:
+      return
+    name, values = text.removeprefix(' with ').split(' = ', 1)
+    visits = [cursor.frame.visits[i] for i in heads]
+    node = self.nodes[visits[0].line]
+    truth = [(v.after or {}).get(name, ['', None])[1] for v in visits]
+    if name != ast.unparse(node.target) or values != ', '.join(map(str, truth)):
+      raise Wrong(f'{name} was {truth}')
+    self.values += len(truth)
+
+  def step(self, text, style):
+    """A call of a visit, or what it made."""
+    found = NUMBER.match(text)
+    if not found:
+      raise Wrong('no sentence of this kind')
+    line, cursor = int(found[1]), self.stack[-1]
+    i = cursor.find(line)
+    if cursor.is_header(i) and cursor.entered != i:
+      i = cursor.round(-1)  # No round begins: the loop ends here.
+      self.enter(cursor, i)
+    if self.called(text, style, line, i):
+      return
+    source = self.lines[line - 1].strip().rstrip(':')
+    if len(source) > narrate.SHOWN:
+      source = source[: narrate.SHOWN] + '...'
+    head, _, tail = style['line'].partition('{told}')
+    head = head.format(n=line, code=source)
+    if not (text.startswith(head) and text.endswith(tail)):
+      raise Wrong('another line or another source')
+    self.parts(cursor.at, i + 1)
+    cursor.leave_out(i)
+    self.made(text[len(head) : len(text) - len(tail)], cursor.frame, i)
+    cursor.move(i + 1)
+
+  def called(self, text, style, line, i) -> bool:
+    cursor = self.stack[-1]
+    used = cursor.used if i == cursor.at else 0
+    calls = cursor.frame.visits[i].calls
+    for k, call in enumerate(calls[used:], used + 1):
+      if call.value is None or None in call.args.values():
+        continue
+      args = ', '.join(f'{name}={value}' for name, value in call.args.items())
+      fields = {'n': line, 'call': f'{call.name}({args})', 'value': call.value}
+      is_short = text == style['short'].format(**fields)
+      if not is_short and text != style['call'].format(**fields):
+        break
+      self.parts(cursor.at, i)
+      cursor.leave_out(i)
+      cursor.move(i)
+      cursor.used = k
+      self.values += len(call.args) + is_short
+      if not is_short:
+        self.stack.append(Cursor(call, self.nodes))
+      return True
+    return False
+
+  def made(self, told, frame, i):
+    """What a line is said to choose, return or leave."""
+    visit = frame.visits[i]
+    node = self.nodes.get(visit.line)
+    if isinstance(node, ast.Return):
+      expect(told, f'return {frame.value}')
+      self.values += 1
+    elif word := narrate.JUMPS.get(type(node)):
+      expect(told, word)
+    elif isinstance(node, ast.If | ast.While):
+      answer, _, read = told.partition(' with ')
+      expect(answer, 'true' if frames.enters(node, visit) else 'false')
+      if read:
+        self.compare(read, visit.after)
+    elif told == 'the loop ends':
+      if not isinstance(node, ast.For) or frames.enters(node, visit):
+        raise Wrong('the loop goes on')
+    elif told == 'nothing changes':
+      if visit.before != visit.after:
+        raise Wrong('something changes')
+    elif self.whole(told, visit, visit.after):
+      raise Wrong('more than claims')
+
+  def compare(self, told, state) -> tuple[dict, str]:
+    """Claims `name = value; ...` against a state; ({name: text}, the rest)."""
+    if state is None:
+      raise Wrong('nothing is known after this line')
+    found = {}
+    while True:
+      name, _, told = told.partition(' = ')
+      known = state.get(name, ['', None])[1]
+      end = value_end(told)
+      if known is None or told[:end] != known:
+        raise Wrong(f'{name} is {known}, not {told[:end]}')
+      found[name] = known
+      told = told[end:]
+      if not told.startswith('; '):
+        self.values += len(found)
+        return found, told
+      told = told[2:]
+
+  def whole(self, told, visit, after) -> str:
+    """Claims that name all that changed, if anything did; what follows them."""
+    found, rest = self.compare(told, after)
+    changed = frames.changes(visit.before, after)
+    if changed and found != changed:
+      raise Wrong(f'what changed is {changed}')
+    return rest
+
+  def parts(self, first, last, cursor=None):
+    """The pending parts of expressions, in order, in these visits."""
+    visits = (cursor or self.stack[-1]).frame.visits[first:last]
+    truth = iter(
+      f'{source} = {text}'
+      for v in visits
+      for source, text in self.seen.get((v.line, v.occ), ())
+    )
+    for claim in self.pending:
+      if claim not in truth:  # Goes on where the last one was.
+        raise Wrong(f'no such part of an expression: {claim}')
+      self.values += 1
+    self.pending = []
+
+  def undone(self, texts, frame):
+    """Sentences from the end of a call to its beginning."""
+    visits, before = frame.visits, len(frame.visits)
+    for text in texts:
+      if text.startswith(ARGUMENTS):
+        known = {k: ['', v] for k, v in frame.args.items()}
+        self.compare(text.removesuffix('.').removeprefix(ARGUMENTS), known)
+      elif found := UNDONE.fullmatch(text):
+        first, last = int(found[1]), int(found[2] or found[1])
+        end = self.before(visits, before, first, last)
+        start = end - 1
+        if found[2]:
+          while start and first <= visits[start - 1].line <= last:
+            start -= 1
+        node = self.nodes.get(visits[start].line)
+        if found[2] and (node.lineno, node.end_lineno) != (first, last):
+          raise Wrong('these lines are no statement')
+        rest = self.whole(found[3], visits[start], visits[end - 1].after)
+        if rest:
+          self.compare(rest.removeprefix(' <- '), visits[start].before)
+        before = start
+      else:
+        before = self.undone_return(text, visits, before)
+
+  def before(self, visits, end, first, last) -> int:
+    """The place behind the last visit of some lines before `end`."""
+    for i in range(end, 0, -1):
+      if first <= visits[i - 1].line <= last:
+        return i
+    raise Wrong('these lines do not run before')
+
+  def undone_return(self, text, visits, end) -> int:
+    found = re.match(r'Line (\d+) returns ', text)
+    if not found:
+      raise Wrong('no sentence of this kind')
+    i = self.before(visits, end, int(found[1]), int(found[1])) - 1
+    source = ast.unparse(self.nodes[visits[i].line].value)
+    head = f'Line {found[1]} returns {source}, so there '
+    if not text.startswith(head):
+      raise Wrong('another expression is returned')
+    self.compare(text.removesuffix('.')[len(head) :], visits[i].before)
+    return i
+
+
+def expect(told, truth):
+  if told != truth:
+    raise Wrong(f'expected {truth!r}')
+
+
+def value_end(text) -> int:
+  """Where the value at the start of a text ends."""
+  quote, depth, i = '', 0, 0
+  while i < len(text):
+    if quote and text[i] == '\\':
+      i += 1
+    elif quote:
+      quote = '' if text[i] == quote else quote
+    elif text[i] in '\'"':
+      quote = text[i]
+    elif text[i] in '([{':
+      depth += 1
+    elif text[i] in ')]}':
+      depth -= 1
+    elif not depth and text.startswith(VALUE_ENDS, i):
+      return i
+    i += 1
+  return len(text)
+
+
+FIELDS = {'k': r'\d+', 'a': r'\d+', 'b': r'\d+', 'over': ' with .*?|'}
+
+
+def matched(template, text) -> dict | None:
+  """The fields of a template in a text."""
+  found = pattern(template).fullmatch(text)
+  return found and found.groupdict()
+
+
+@functools.cache
+def pattern(template):
+  parts = re.split(r'\{(\w+)\}', template)
+  text = ''.join(
+    f'(?P<{part}>{FIELDS.get(part, ".*")})' if i % 2 else re.escape(part)
+    for i, part in enumerate(parts)
+  )
+  return re.compile(text, re.DOTALL)
+
+
+def chain(code, frame, seen, texts, call, output) -> int:
+  """Compares the sentences of a chain but the conclusions; counts its values.
+
+  Args:
+    texts: lines; `output`: what the call returns, for a chain that goes
+      backwards, '' for one that does not.
+
+  Raises Wrong with the reason, in the style that comes furthest.
+  """
+  best = (-1, '')
+  for style in narrate.STYLES:
+    reader = Reader(code, frame, seen)
+    try:
+      run = texts
+      if output:
+        run = back(reader, frame, texts, call, output)
+      else:
+        known = [x.format(call=call) for x in narrate.OPENINGS]
+        run = texts[1:]
+        if texts[0] not in known:
+          raise Wrong('another call')
+      reader.forward(run, style)
+      return reader.values
+    except Wrong as error:
+      best = max(best, (reader.values, str(error)))
+  raise Wrong(best[1])
+
+
+def back(reader, frame, texts, call, output) -> list[str]:
+  """Checks what goes backwards; the sentences of the run that follows."""
+  entry = call.partition('(')[0]
+  goals = [x.format(entry=entry, output=output) for x in backward.GOALS]
+  checks = [x.format(call=call) for x in backward.CHECKS]
+  places = [i for i, text in enumerate(texts) if text in checks]
+  if texts[0] not in goals or not places:
+    raise Wrong('another goal or another call')
+  if texts[-1] != f'This is {output}, as it has to be.':
+    raise Wrong('another result')
+  reader.undone(texts[1 : places[0]], frame)
+  return texts[places[0] + 1 : -1]
