@@ -4,6 +4,8 @@ import hashlib
 import json
 import sys
 
+TOKENIZER = 'tokenizer'  # of a dataset's own, the directory beside its splits
+
 
 def is_built(out, settings) -> bool:
   """Whether `out` holds these settings; exits where it holds anything else."""

@@ -3,7 +3,8 @@
 import collections
 import random
 
-from data_pipeline import decontaminate, diversity, inventory, select
+from data_pipeline import decontaminate, diversity, inventory
+from data_pipeline.built import TOKENIZER
 
 SHOWN = 20  # random rows of each kind
 EXAMPLES = 2  # programs of each reason
@@ -57,8 +58,10 @@ def examples(dropped) -> dict:
   return {k: v[:EXAMPLES] for k, v in sorted(dropped.items())}
 
 
-def balance(rows, settings) -> dict:
+def balance(rows, settings, directory) -> dict:
   """Shares of kinds, golds, levels, types and owners; sizes of chains."""
+  own = directory / TOKENIZER
+  path = own if own.exists() else settings['tokenizer']
   count = lambda name: dict(
     sorted(collections.Counter(r[name] for r in rows).items())
   )
@@ -79,7 +82,7 @@ def balance(rows, settings) -> dict:
         ).items()
       )
     )
-    for split in select.SPLITS
+    for split in settings['splits']
   }
   return {
     'kinds': kinds,
@@ -88,7 +91,7 @@ def balance(rows, settings) -> dict:
     'types': count('type'),
     'owners': dict(sorted(owners.items())),
     'methods': len({r['method'] for r in rows}),
-    'lengths': lengths(rows, settings['tokenizer']),
+    'lengths': lengths(rows, path),
   }
 
 
@@ -124,7 +127,7 @@ def lengths(rows, path) -> dict:
 def text(rows, settings, summary, some) -> str:
   files = {
     split: f'  - split: {split}\n    path: {split}.parquet\n'
-    for split in select.SPLITS
+    for split in settings['splits']
   }
   messages = files.pop('sft_train')
   known = ' and '.join(

@@ -27,18 +27,20 @@ from data_pipeline import (
   asking,
   card,
   cases,
+  constant,
   dataset,
   decontaminate,
   select,
   store,
   synth,
   unfold,
+  words,
 )
 from data_pipeline.built import deciding, is_built
 
 STAGES = ('all', 'cases', 'rows')
 # What decides the cases; the rest of a config can change and they stay.
-DECIDES = ('seed', 'candidates', 'chunk', 'filters', 'cpu_seconds')
+DECIDES = ('seed', 'candidates', 'chunk', 'programs', 'filters', 'cpu_seconds')
 ROWS = 200  # of a part of the last stage
 TELL_SECONDS = 10.0
 
@@ -72,6 +74,9 @@ def build(c, stage='all', shard=(0, 1)):
   (summary,) = store.read(rows / 'summary.json')
   every = [r for i in range(parts) for r in store.read(store.part(made, i))]
   examples = dropped_examples(found, count)
+  with Pool(1, **pool_settings(settings)) as pool:
+    heldout = [row for row in every if row['split'] == 'test']
+    summary['constant_baseline'] = constant.baseline(heldout, pool)
   summary = dataset.write(
     out, every, settings, summary, card.examples(examples)
   )
@@ -170,15 +175,16 @@ def pool_settings(settings):
 
 def make_cases(settings, target, _, numbers):
   """Parts [what was dropped, *programs], each of one chunk of candidates."""
-  pools = cases.pools(1, **pool_settings(settings))
+  chosen, wanted = words.words(settings['programs']), settings['filters']
+  pools = cases.pools(1, wanted['hash_seeds'], **pool_settings(settings))
   benchmarks = decontaminate.load()
   for number in numbers:
     first = number * settings['chunk']
     last = min(first + settings['chunk'], settings['candidates'])
     candidates = [
-      synth.program(settings['seed'], i) for i in range(first, last)
+      synth.program(settings['seed'], i, chosen) for i in range(first, last)
     ]
-    found = cases.collect(candidates, pools, settings['filters'], benchmarks)
+    found = cases.collect(candidates, pools, wanted, benchmarks, chosen.small)
     head = {
       'candidates': last - first,
       'dropped': dict(found.dropped),
@@ -217,21 +223,22 @@ def make_rows(settings, target, source, numbers):
   with Pool(1, **pool_settings(settings)) as pool:
     for number in numbers:
       wanted = store.read(store.part(source, number))
-      rows = make_part(wanted, pool, settings['filters']['longest_chain'])
+      rows = make_part(wanted, pool, settings['filters']['chains'])
       store.write(store.part(target, number), rows)
 
 
-def make_part(wanted, pool, longest) -> list[dict]:
+def make_part(wanted, pool, chains) -> list[dict]:
   """Rows of what was selected; RuntimeError if an answer of ours is wrong."""
   rows = []
-  for want, events, parts in zip(wanted, *traced(wanted, pool), strict=True):
+  runs = traced(wanted, pool, chains['parts'])
+  for want, events, parts in zip(wanted, *runs, strict=True):
     made = asking.ask(
       want['asked'],
       want['program'],
       want['case'],
       events,
-      longest=longest,
-      parts=parts,
+      chains,
+      parts,
     )
     rows.append(dataset.row(want, made))
   tasks = [{'kind': row['kind']} | row['verify'] for row in rows]
@@ -243,13 +250,15 @@ def make_part(wanted, pool, longest) -> list[dict]:
   return rows
 
 
-def traced(wanted, pool):
+def traced(wanted, pool, has_parts=True):
   """(events, values of the parts of expressions) of each selected case."""
   jobs = [
     Job(w['program']['code'], w['program']['entry'], w['case']['args'], True)
     for w in wanted
   ]
   events = [result.trace for result in pool.run(jobs)]
+  if not has_parts:
+    return events, [{} for _ in events]
   unfolded = [unfold.unfold(job.code) for job in jobs]
   again = pool.run(
     [

@@ -13,11 +13,8 @@ import re
 from data_pipeline import backward, frames, narrate
 
 VALUE_ENDS = ('; ', ' <- ')
-NUMBER = re.compile(r'(?:Line |\[L|After line |)(\d+)[\],.: ]')
-ARGUMENTS = 'So the arguments are '
 # Statements that are told even where they change nothing.
 TOLD = (ast.Return, ast.If, ast.While, ast.For, *narrate.JUMPS)
-UNDONE = re.compile(r'Lines? (\d+)(?: to (\d+))?: (.*)\.', re.DOTALL)
 
 
 class Wrong(Exception):
@@ -31,13 +28,6 @@ class Cursor:
     self.frame, self.nodes = frame, nodes
     self.at = self.used = 0  # The next visit; how many of its calls are told.
     self.entered = -1  # The visit at which the last round began.
-
-  def find(self, line) -> int:
-    """The place of the next visit of a line."""
-    for i in range(self.at, len(self.frame.visits)):
-      if self.frame.visits[i].line == line:
-        return i
-    raise Wrong(f'line {line} does not run again')
 
   def header(self) -> int:
     """The place of the next visit of the head of a loop."""
@@ -82,12 +72,12 @@ class Cursor:
     if i != self.at:
       self.at, self.used = i, 0
 
-  def leave_out(self, last):
+  def leave_out(self, last, told=TOLD):
     """Nothing is said about the visits before place `last`."""
     for visit in self.frame.visits[self.at : last]:
       node = self.nodes.get(visit.line)
       if visit.after is not None and (
-        isinstance(node, TOLD) or frames.changes(visit.before, visit.after)
+        isinstance(node, told) or frames.changes(visit.before, visit.after)
       ):
         raise Wrong(f'nothing is said about line {visit.line}')
 
@@ -100,32 +90,30 @@ class Reader:
     frame: of `frames.entry`.
     seen: {(line, occ): [(source, text)]}, what each part of an expression was,
       in the order of evaluation (`instrument`).
+    style: one of `narrate.STYLES`.
   """
 
-  def __init__(self, code, frame, seen):
-    self.lines, self.nodes = code.split('\n'), frames.nodes(code)
-    self.seen, self.values, self.pending = seen, 0, []
+  def __init__(self, code, frame, seen, style):
+    self.code, self.nodes = code, frames.nodes(code)
+    self.seen, self.style = seen, style
+    self.values, self.pending = 0, []
     self.stack = [Cursor(frame, self.nodes)]
 
-  def forward(self, texts, style):
-    """Sentences of a run, in one of the styles."""
+  def forward(self, texts):
+    """Sentences of a run."""
     for text in texts:
       if text.startswith('  '):
         self.pending.append(text[2:])
-      elif not (
-        self.returns(text, style)
-        or self.round(text, style)
-        or self.hidden(text, style)
-      ):
-        self.step(text, style)
+      elif not (self.returns(text) or self.round(text) or self.hidden(text)):
+        self.step(text)
     self.parts(self.stack[-1].at, len(self.stack[-1].frame.visits))
 
-  def returns(self, text, style) -> bool:
+  def returns(self, text) -> bool:
     """Whether the sentence ends a call."""
     if len(self.stack) == 1:
       return False
     value = self.stack[-1].frame.value
-    if text != style['back'].format(value=value):
+    if text != self.style['back'].format(value=value):
       return False
     cursor = self.stack.pop()
     self.parts(cursor.at, len(cursor.frame.visits), cursor)
@@ -133,8 +121,8 @@ class Reader:
     self.values += 1
     return True
 
-  def round(self, text, style) -> bool:
-    found = matched(style['round'], text)
+  def round(self, text) -> bool:
+    found = matched(self.style['round'], text)
     if not found:
       return False
     cursor = self.stack[-1]
@@ -149,9 +137,11 @@ class Reader:
     self.parts(cursor.at, i)
     cursor.move(i)
 
-  def hidden(self, text, style) -> bool:
+  def hidden(self, text) -> bool:
     """Rounds that are told by what they leave behind."""
-    found = matched(style['hidden'], text) or matched(style['single'], text)
+    found = matched(self.style['hidden'], text) or matched(
+      self.style['single'], text
+    )
     if not found:
       return False
     cursor = self.stack[-1]
@@ -180,41 +170,43 @@ class Reader:
       raise Wrong(f'{name} was {truth}')
     self.values += len(truth)
 
-  def step(self, text, style):
-    """A call of a visit, or what it made."""
-    found = NUMBER.match(text)
-    if not found:
-      raise Wrong('no sentence of this kind')
-    line, cursor = int(found[1]), self.stack[-1]
-    i = cursor.find(line)
-    if cursor.is_header(i) and cursor.entered != i:
-      i = cursor.round(-1)  # No round begins: the loop ends here.
-      self.enter(cursor, i)
-    if self.called(text, style, line, i):
-      return
-    source = self.lines[line - 1].strip().rstrip(':')
-    if len(source) > narrate.SHOWN:
-      source = source[: narrate.SHOWN] + '...'
-    head, _, tail = style['line'].partition('{told}')
-    head = head.format(n=line, code=source)
-    if not (text.startswith(head) and text.endswith(tail)):
-      raise Wrong('another line or another source')
-    self.parts(cursor.at, i + 1)
-    cursor.leave_out(i)
-    self.made(text[len(head) : len(text) - len(tail)], cursor.frame, i)
-    cursor.move(i + 1)
-
-  def called(self, text, style, line, i) -> bool:
+  def step(self, text):
+    """A call of the next visit that the sentence fits, or what it made."""
     cursor = self.stack[-1]
+    for i in range(cursor.at, len(cursor.frame.visits)):
+      if self.called(text, i):
+        return
+      told = self.about(text, i)
+      if told is None:
+        continue
+      if cursor.is_header(i) and cursor.entered != i:
+        i = cursor.round(-1)  # No round begins: the loop ends here.
+        self.enter(cursor, i)
+      self.parts(cursor.at, i + 1)
+      cursor.leave_out(i)
+      self.made(told, cursor.frame, i)
+      cursor.move(i + 1)
+      return
+    raise Wrong('no line that comes is told like this')
+
+  def about(self, text, i) -> str | None:
+    """What the sentence says about a visit, None if it is about another."""
+    line = self.stack[-1].frame.visits[i].line
+    fields = {'n': line, 'code': narrate.shown(self.code, line)}
+    return between(self.style['line'], 'told', fields, text)
+
+  def called(self, text, i) -> bool:
+    cursor = self.stack[-1]
+    visit = cursor.frame.visits[i]
     used = cursor.used if i == cursor.at else 0
-    calls = cursor.frame.visits[i].calls
-    for k, call in enumerate(calls[used:], used + 1):
+    for k, call in enumerate(visit.calls[used:], used + 1):
       if call.value is None or None in call.args.values():
         continue
       args = ', '.join(f'{name}={value}' for name, value in call.args.items())
-      fields = {'n': line, 'call': f'{call.name}({args})', 'value': call.value}
-      is_short = text == style['short'].format(**fields)
-      if not is_short and text != style['call'].format(**fields):
+      fields = {'n': visit.line, 'call': f'{call.name}({args})'}
+      fields['value'] = call.value
+      is_short = text == self.style['short'].format(**fields)
+      if not is_short and text != self.style['call'].format(**fields):
         break
       self.parts(cursor.at, i)
       cursor.leave_out(i)
@@ -291,46 +283,41 @@ class Reader:
 
   def undone(self, texts, frame):
     """Sentences from the end of a call to its beginning."""
-    visits, before = frame.visits, len(frame.visits)
+    groups = backward.groups(self.code, frame)
     for text in texts:
-      if text.startswith(ARGUMENTS):
-        known = {k: ['', v] for k, v in frame.args.items()}
-        self.compare(text.removesuffix('.').removeprefix(ARGUMENTS), known)
-      elif found := UNDONE.fullmatch(text):
-        first, last = int(found[1]), int(found[2] or found[1])
-        end = self.before(visits, before, first, last)
-        start = end - 1
-        if found[2]:
-          while start and first <= visits[start - 1].line <= last:
-            start -= 1
-        node = self.nodes.get(visits[start].line)
-        if found[2] and (node.lineno, node.end_lineno) != (first, last):
-          raise Wrong('these lines are no statement')
-        rest = self.whole(found[3], visits[start], visits[end - 1].after)
-        if rest:
-          self.compare(rest.removeprefix(' <- '), visits[start].before)
-        before = start
+      while groups:
+        node, start, end = groups.pop()
+        visits = frame.visits[start], frame.visits[end - 1]
+        if self.undo(text, node, *visits):
+          break
       else:
-        before = self.undone_return(text, visits, before)
+        raise Wrong('no line before is told like this')
 
-  def before(self, visits, end, first, last) -> int:
-    """The place behind the last visit of some lines before `end`."""
-    for i in range(end, 0, -1):
-      if first <= visits[i - 1].line <= last:
-        return i
-    raise Wrong('these lines do not run before')
-
-  def undone_return(self, text, visits, end) -> int:
-    found = re.match(r'Line (\d+) returns ', text)
-    if not found:
-      raise Wrong('no sentence of this kind')
-    i = self.before(visits, end, int(found[1]), int(found[1])) - 1
-    source = ast.unparse(self.nodes[visits[i].line].value)
-    head = f'Line {found[1]} returns {source}, so there '
-    if not text.startswith(head):
-      raise Wrong('another expression is returned')
-    self.compare(text.removesuffix('.')[len(head) :], visits[i].before)
-    return i
+  def undo(self, text, node, first, last) -> bool:
+    """Whether a sentence is about these visits; what it says is compared."""
+    fields = {'n': first.line, 'code': narrate.shown(self.code, first.line)}
+    if isinstance(node, ast.Return):
+      fields['source'] = ast.unparse(node.value)
+      old = between(self.style['returned'], 'old', fields, text)
+      if old:
+        self.compare(old, first.before)
+      return bool(old)
+    fields['where'] = f'Line {first.line}'
+    if isinstance(node, narrate.LOOPS | ast.If):
+      fields['where'] = f'Lines {node.lineno} to {node.end_lineno}'
+    if '{made}' not in self.style['made']:
+      if text == self.style['made'].format(**fields):
+        return True
+      old = between(self.style['undone'], 'old', fields, text)
+      if old:
+        self.compare(old, first.before)
+      return bool(old)
+    said = between(self.style['made'], 'made', fields, text)
+    if said:
+      rest = self.whole(said, first, last.after)
+      if rest:
+        self.compare(rest.removeprefix(' <- '), first.before)
+    return bool(said)
 
 
 def expect(told, truth):
@@ -377,43 +364,65 @@ def pattern(template):
   return re.compile(text, re.DOTALL)
 
 
+def between(template, field, fields, text) -> str | None:
+  """What stands in the place of a field; None for another sentence."""
+  head, found, tail = template.partition(f'{{{field}}}')
+  if not found:
+    return None
+  head, tail = head.format(**fields), tail.format(**fields)
+  if not (text.startswith(head) and text.endswith(tail)):
+    return None
+  return text[len(head) : len(text) - len(tail)]
+
+
 def chain(code, frame, seen, texts, call, output) -> int:
   """Compares the sentences of a chain but the conclusions; counts its values.
 
   Args:
-    texts: lines; `output`: what the call returns, for a chain that goes
-      backwards, '' for one that does not.
+    texts: lines.
+    output: what the call returns, of a chain that goes backwards; '' of one
+      that does not.
 
   Raises Wrong with the reason, in the style that comes furthest.
   """
   best = (-1, '')
-  for style in narrate.STYLES:
-    reader = Reader(code, frame, seen)
+  for style in narrate.STYLES.values():
+    reader = Reader(code, frame, seen, style)
     try:
-      run = texts
-      if output:
-        run = back(reader, frame, texts, call, output)
-      else:
-        known = [x.format(call=call) for x in narrate.OPENINGS]
-        run = texts[1:]
-        if texts[0] not in known:
-          raise Wrong('another call')
-      reader.forward(run, style)
+      start = back if output else begin
+      reader.forward(start(reader, frame, texts, call, output))
       return reader.values
     except Wrong as error:
       best = max(best, (reader.values, str(error)))
   raise Wrong(best[1])
 
 
+def begin(reader, frame, texts, call, _) -> list[str]:
+  """Checks the opening; the sentences of the run that follows."""
+  args = narrate.arguments(frame)
+  known = [x.format(call=call, args=args) for x in reader.style['openings']]
+  if texts[0] not in known:
+    raise Wrong('another call')
+  return texts[1:]
+
+
 def back(reader, frame, texts, call, output) -> list[str]:
   """Checks what goes backwards; the sentences of the run that follows."""
-  entry = call.partition('(')[0]
-  goals = [x.format(entry=entry, output=output) for x in backward.GOALS]
-  checks = [x.format(call=call) for x in backward.CHECKS]
-  places = [i for i, text in enumerate(texts) if text in checks]
-  if texts[0] not in goals or not places:
-    raise Wrong('another goal or another call')
-  if texts[-1] != f'This is {output}, as it has to be.':
-    raise Wrong('another result')
-  reader.undone(texts[1 : places[0]], frame)
-  return texts[places[0] + 1 : -1]
+  style, entry, texts = reader.style, call.partition('(')[0], list(texts)
+  goals = [x.format(entry=entry, output=output) for x in style['goals']]
+  if any(goals) and texts.pop(0) not in goals:
+    raise Wrong('another goal')
+  run = []
+  if any(style['checks']):
+    checks = [x.format(call=call) for x in style['checks']]
+    places = [i for i, text in enumerate(texts) if text in checks]
+    if not places or texts.pop() != style['right'].format(output=output):
+      raise Wrong('another call or another result')
+    texts, run = texts[: places[0]], texts[places[0] + 1 :]
+  if None not in frame.args.values():
+    args = narrate.arguments(frame)
+    if not texts or texts.pop() != style['arguments'].format(args=args):
+      raise Wrong('other arguments')
+    reader.values += len(frame.args)
+  reader.undone(texts, frame)
+  return run

@@ -75,7 +75,7 @@ def assign(programs, settings):
   outputs, types = collections.Counter(), collections.Counter()
   rows, unused = [], collections.Counter()
   ordered = iter(sorted(programs, key=lambda p: p['pid']))
-  for split in SPLITS:
+  for split in filter(settings['splits'].get, SPLITS):
     wanted = quotas(settings['splits'][split], settings['mix'][split])
     left = dict(wanted)
     while any(left.values()):

@@ -9,21 +9,30 @@ import pytest
 from crjax import rewards
 from crjax.execution import Job, literals
 from data_pipeline import (
+  asking,
   cases,
   decontaminate,
   filters,
   identity,
+  narrate,
   near,
   synth,
 )
 
+CHAINS = {
+  'kinds': asking.KINDS,
+  'styles': narrate.ALL,
+  'parts': True,
+  'longest': 4000,
+}
 SETTINGS = {
   'mutants': 5,
   'most_cases': 4,
   'most_events': 600,
   'easiest': 3,
   'longest_args': 200,
-  'longest_chain': 4000,
+  'shortest': 40,
+  'chains': CHAINS,
   'longest_output': 150,
   'largest_int': 10**12,
   'most_items': 25,
