@@ -52,7 +52,12 @@ def get_config():
       'names': ('x', 'a', 'n', 's', 'v'),
       # Letters whose pairs are rare in English: a byte-level BPE keeps them
       # single.
-      'small': {'letters': 'bdfgjkmpqvwxz', 'largest': 9, 'lengths': (2, 4)},
+      'small': {
+        'letters': 'bdfgjkmpqvwxz',
+        'largest': 9,
+        'lengths': (2, 4),  # of arguments
+        'constants': (1, 2),  # lengths of those in programs
+      },
     }
   )
   c.filters = ConfigDict(

@@ -76,7 +76,8 @@ def small_value(rng, kind, small):
   """A value that a tiny model can read: elements are short and all differ.
 
   Args:
-    small: letters; largest, of an int; lengths (least, most).
+    small: letters; largest, of an int; lengths (least, most). A 'sub' has two
+      letters in any case.
   """
   if kind in ('num', 'idx', 'few'):
     return rng.randint(*{'num': (1, 2), 'idx': (0, 1), 'few': (2, 3)}[kind])
@@ -86,7 +87,7 @@ def small_value(rng, kind, small):
   made = {
     'int': numbers[0],
     'char': letters[0],
-    'sub': ''.join(letters[:2]),
+    'sub': ''.join(rng.sample(small['letters'], 2)),
     'str': ''.join(c.upper() if rng.random() < 0.3 else c for c in letters),
     'ints': numbers,
     'strs': letters,

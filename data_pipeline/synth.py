@@ -91,9 +91,9 @@ def _short(rng, target, words):
       fitting = [e for e in fitting if len(e.holes) > 1]
     made = target if i == 0 else rng.choice(fitting)
     others = list(made.holes.items())[1:]
+    sizes = words.small | {'lengths': words.small['constants']}
     filled = {
-      hole: literals.render(literal.value(rng, k, words.small))
-      for hole, k in others
+      hole: literals.render(literal.value(rng, k, sizes)) for hole, k in others
     }
     text = fill(made.source, {next(iter(made.holes)): name} | filled)
     if made.result == '-':
