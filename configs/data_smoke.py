@@ -19,8 +19,8 @@ def get_config():
   c.cpu_seconds = 1.0
 
   c.candidates = 9_000
-  c.chunk = 250
-  c.splits = ConfigDict({'sft_train': 9_000, 'rl_train': 1_500, 'test': 400})
+  c.chunk = 750
+  c.splits = ConfigDict({'sft_train': 8_000, 'rl_train': 1_500, 'test': 400})
   c.mix = ConfigDict(
     {
       'sft_train': {'output': 0.5, 'input': 0.5},

@@ -31,8 +31,8 @@ def get_config():
   c.questions = 32  # Sampled a step; of these
   c.groups = 16  # so many are trained on, those with an advantage first.
   c.rollouts = 8
-  c.prompt_length = 112
-  c.completion_length = 96
+  c.prompt_length = 104
+  c.completion_length = 112
   c.multiple = 16  # Widths of an update: one compilation each.
   c.temperature = 1.0
   c.waves = 2

@@ -38,7 +38,9 @@ def funnel(heads, duplicates, unused, used, rows) -> dict:
     sum((collections.Counter(h[name]) for h in heads), collections.Counter())
   )
   candidates = sum(h['candidates'] for h in heads)
-  dropped = total('dropped') | dict(duplicates)
+  dropped = total('dropped')
+  for reason, n in duplicates.items():  # Some were seen before they were run.
+    dropped[reason] = dropped.get(reason, 0) + n
   left_over = unused.pop('programs left over')
   dropped['not needed'] = left_over
   exhausted = candidates - sum(dropped.values()) - used

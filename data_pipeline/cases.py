@@ -47,9 +47,9 @@ def collect(candidates, some_pools, settings, benchmarks, small=None) -> Found:
     small: of `literal.small_value`, where values are small.
   """
   found = Found([], collections.Counter(), collections.Counter(), {})
-  kept = []
+  kept, seen = [], set()
   for program in candidates:
-    reason = before(program, settings['shortest'], benchmarks)
+    reason = before(program, settings['shortest'], benchmarks, seen)
     if reason:
       drop(found, program, reason)
     else:
@@ -74,10 +74,13 @@ def drop(found, program, reason):
     some.append(f'{program.code}\n# {synth.source_of(program.args)}')
 
 
-def before(program, shortest, benchmarks) -> str:
-  """Why a program is not executed, or ''."""
+def before(program, shortest, benchmarks, seen) -> str:
+  """Why a program is not executed, or ''; `seen` gets its hash."""
   if reason := filters.static(program.code, program.entry, shortest):
     return reason if reason == 'not Python' else f'static: {reason}'
+  if (pid := identity.program_hash(program.code)) in seen:
+    return 'duplicate: exact'
+  seen.add(pid)
   reason = benchmarks.fault(program.code)
   return f'benchmark: {reason}' if reason else ''
 
