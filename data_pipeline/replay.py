@@ -7,79 +7,12 @@ must have been announced; so a value that some other step had is wrong too.
 """
 
 import ast
-import functools
-import re
 
-from data_pipeline import backward, frames, narrate
+from data_pipeline import backward, frames, narrate, sentences
+from data_pipeline.cursor import Cursor
+from data_pipeline.sentences import Wrong, between, expect, matched
 
-VALUE_ENDS = ('; ', ' <- ')
-# Statements that are told even where they change nothing.
-TOLD = (ast.Return, ast.If, ast.While, ast.For, *narrate.JUMPS)
-
-
-class Wrong(Exception):
-  """A sentence of a chain is not what the trace says."""
-
-
-class Cursor:
-  """A call, and how far a chain has told it."""
-
-  def __init__(self, frame, nodes):
-    self.frame, self.nodes = frame, nodes
-    self.at = self.used = 0  # The next visit; how many of its calls are told.
-    self.entered = -1  # The visit at which the last round began.
-
-  def header(self) -> int:
-    """The place of the next visit of the head of a loop."""
-    for i in range(self.at, len(self.frame.visits)):
-      if self.is_header(i):
-        return i
-    raise Wrong('no loop goes on')
-
-  def round(self, k) -> int:
-    """The place of round k of the loop that comes next; -1 is the last one.
-
-    Rounds before it that nothing was said about must have changed nothing.
-    """
-    i = self.header()
-    heads = self.headers(i)
-    target = heads[k] if k < len(heads) else -1
-    if target < i:
-      raise Wrong('another round comes next')
-    visits = self.frame.visits
-    if target > i and frames.changes(
-      visits[i].before, visits[target - 1].after
-    ):
-      raise Wrong('rounds are left out that change something')
-    return target
-
-  def is_header(self, i) -> bool:
-    node = self.nodes.get(self.frame.visits[i].line)
-    return isinstance(node, narrate.LOOPS)
-
-  def headers(self, i) -> list[int]:
-    """Visits of the head at place i in the one run of its loop."""
-    visits, node = self.frame.visits, self.nodes[self.frame.visits[i].line]
-    first = i
-    while first and narrate.within(node, visits[first - 1]):
-      first -= 1
-    last = i
-    while last < len(visits) and narrate.within(node, visits[last]):
-      last += 1
-    return [k for k in range(first, last) if visits[k].line == node.lineno]
-
-  def move(self, i):
-    if i != self.at:
-      self.at, self.used = i, 0
-
-  def leave_out(self, last, told=TOLD):
-    """Nothing is said about the visits before place `last`."""
-    for visit in self.frame.visits[self.at : last]:
-      node = self.nodes.get(visit.line)
-      if visit.after is not None and (
-        isinstance(node, told) or frames.changes(visit.before, visit.after)
-      ):
-        raise Wrong(f'nothing is said about line {visit.line}')
+NOTHING = 'nothing else new'
 
 
 class Reader:
@@ -106,6 +39,8 @@ class Reader:
         self.pending.append(text[2:])
       elif not (self.returns(text) or self.round(text) or self.hidden(text)):
         self.step(text)
+    if len(self.stack) > 1:
+      raise Wrong('a call does not end')
     self.parts(self.stack[-1].at, len(self.stack[-1].frame.visits))
 
   def returns(self, text) -> bool:
@@ -152,16 +87,21 @@ class Reader:
     if heads.index(i) != first or last + 1 >= len(heads):
       raise Wrong('these are not the rounds that come next')
     self.enter(cursor, i)
-    self.over(cursor, heads[first : last + 1], found['over'])
+    name = self.over(cursor, heads[first : last + 1], found['over'])
     cursor.move(heads[last + 1])
-    if found['told'] != 'nothing else new':
-      self.compare(found['told'], cursor.frame.visits[cursor.at - 1].after)
+    visits = cursor.frame.visits
+    before, after = visits[i].before, visits[cursor.at - 1].after
+    changed = frames.changes(before, after)
+    changed.pop(name, None)
+    said = found['told']
+    if changed != (self.compare(said, after)[0] if said != NOTHING else {}):
+      raise Wrong(f'what changed is {changed}')
     return True
 
-  def over(self, cursor, heads, text):
-    """What the loop variable was in the rounds."""
+  def over(self, cursor, heads, text) -> str:
+    """The loop variable, if it is said what it was in the rounds."""
     if not text:
-      return
+      return ''
     name, values = text.removeprefix(' with ').split(' = ', 1)
     visits = [cursor.frame.visits[i] for i in heads]
     node = self.nodes[visits[0].line]
@@ -169,6 +109,7 @@ class Reader:
     if name != ast.unparse(node.target) or values != ', '.join(map(str, truth)):
       raise Wrong(f'{name} was {truth}')
     self.values += len(truth)
+    return name
 
   def step(self, text):
     """A call of the next visit that the sentence fits, or what it made."""
@@ -242,22 +183,10 @@ class Reader:
       raise Wrong('more than claims')
 
   def compare(self, told, state) -> tuple[dict, str]:
-    """Claims `name = value; ...` against a state; ({name: text}, the rest)."""
-    if state is None:
-      raise Wrong('nothing is known after this line')
-    found = {}
-    while True:
-      name, _, told = told.partition(' = ')
-      known = state.get(name, ['', None])[1]
-      end = value_end(told)
-      if known is None or told[:end] != known:
-        raise Wrong(f'{name} is {known}, not {told[:end]}')
-      found[name] = known
-      told = told[end:]
-      if not told.startswith('; '):
-        self.values += len(found)
-        return found, told
-      told = told[2:]
+    """Claims against a state; ({name: text}, what follows them)."""
+    found, rest = sentences.claims(told, state)
+    self.values += len(found)
+    return found, rest
 
   def whole(self, told, visit, after) -> str:
     """Claims that name all that changed, if anything did; what follows them."""
@@ -318,61 +247,6 @@ class Reader:
       if rest:
         self.compare(rest.removeprefix(' <- '), first.before)
     return bool(said)
-
-
-def expect(told, truth):
-  if told != truth:
-    raise Wrong(f'expected {truth!r}')
-
-
-def value_end(text) -> int:
-  """Where the value at the start of a text ends."""
-  quote, depth, i = '', 0, 0
-  while i < len(text):
-    if quote and text[i] == '\\':
-      i += 1
-    elif quote:
-      quote = '' if text[i] == quote else quote
-    elif text[i] in '\'"':
-      quote = text[i]
-    elif text[i] in '([{':
-      depth += 1
-    elif text[i] in ')]}':
-      depth -= 1
-    elif not depth and text.startswith(VALUE_ENDS, i):
-      return i
-    i += 1
-  return len(text)
-
-
-FIELDS = {'k': r'\d+', 'a': r'\d+', 'b': r'\d+', 'over': ' with .*?|'}
-
-
-def matched(template, text) -> dict | None:
-  """The fields of a template in a text."""
-  found = pattern(template).fullmatch(text)
-  return found and found.groupdict()
-
-
-@functools.cache
-def pattern(template):
-  parts = re.split(r'\{(\w+)\}', template)
-  text = ''.join(
-    f'(?P<{part}>{FIELDS.get(part, ".*")})' if i % 2 else re.escape(part)
-    for i, part in enumerate(parts)
-  )
-  return re.compile(text, re.DOTALL)
-
-
-def between(template, field, fields, text) -> str | None:
-  """What stands in the place of a field; None for another sentence."""
-  head, found, tail = template.partition(f'{{{field}}}')
-  if not found:
-    return None
-  head, tail = head.format(**fields), tail.format(**fields)
-  if not (text.startswith(head) and text.endswith(tail)):
-    return None
-  return text[len(head) : len(text) - len(tail)]
 
 
 def chain(code, frame, seen, texts, call, output) -> int:

@@ -83,7 +83,8 @@ def assign(programs, settings):
       if program is None:
         raise ValueError(
           f'too few cases: {split} lacks {left} rows after '
-          f'{len(programs):,} programs; raise config.candidates'
+          f'{len(programs):,} programs; raise --config.candidates or lower '
+          f'--config.splits.{split}'
         )
       for case in program['cases']:
         asked = choose(case, wanted, left)

@@ -240,7 +240,8 @@ def test_the_card_has_tables_and_rows_of_each_kind(built, rows):
 
 def test_too_few_candidates_say_so(built, tmp_path):
   done = run(tmp_path / 'few', '--config.candidates=20', fine=False)
-  assert 'raise config.candidates' in done.stderr
+  assert 'raise --config.candidates or lower' in done.stderr
+  assert '--config.splits.' in done.stderr
 
 
 @pytest.mark.parametrize(
