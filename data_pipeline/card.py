@@ -24,11 +24,11 @@ Programs of a seeded grammar, executed and traced; built by
 hashes. `verify` is what `crjax.rewards.score` needs; nothing is pickled.
 `load_dataset(path, 'sft')` has `messages`, `load_dataset(path, 'rl')` prompts.
 
-Decontaminated against hashes of the functions of {programs} programs.
-Not checked: REval's ClassEval programs and LiveCodeBench, whose files were not
-there when the hashes were made. As in CRUXEval, programs are made around
-methods of builtin types: being close in distribution is part of why such data
-helps there.
+Decontaminated against hashes of functions of programs: {programs}.
+REval consists of programs of HumanEval and ClassEval. Not checked:
+LiveCodeBench, whose file was not there when the hashes were made. As in
+CRUXEval, programs are made around methods of builtin types: being close in
+distribution is part of why such data helps there.
 """
 
 
@@ -132,8 +132,8 @@ def text(rows, settings, summary, some) -> str:
     for split in settings['splits']
   }
   messages = files.pop('sft_train')
-  known = ' and '.join(
-    f'{n} {k}' for k, n in decontaminate.load().programs.items() if n
+  known = ', '.join(
+    f'{n} of {k}' for k, n in decontaminate.load().programs.items() if n
   )
   parts = [
     HEAD.format(
