@@ -46,6 +46,9 @@ def _words(text) -> Words:
   ):
     if wrong := [v for v in values if v not in allowed]:
       raise ValueError(f'config.programs.{field}: there is no {wrong[0]!r}')
+  lacking = [f for f in ('names', 'small') if not settings[f]]
+  if 'short' in settings['levels'] and lacking:
+    raise ValueError(f"config.programs.{lacking[0]}: level 'short' needs some")
   entries = tuple(known[m] for m in methods)
   given = settings['given']
   targets = [e for e in entries if not given or e.receiver in given]

@@ -73,11 +73,16 @@ def test_short_programs_run_and_hold_only_what_was_chosen(short, pool):
 
 
 @pytest.mark.parametrize(
-  ('field', 'value'), [('methods', ['str.uper']), ('levels', ['shorter'])]
+  ('field', 'value', 'said'),
+  [
+    ('methods', ['str.uper'], "there is no 'str.uper'"),
+    ('levels', ['shorter'], "there is no 'shorter'"),
+    ('small', {}, "level 'short' needs some"),
+  ],
 )
-def test_words_that_are_not_there_are_named(field, value):
+def test_words_that_are_not_there_are_named(field, value, said):
   settings = json.loads(data_smoke.get_config().to_json())['programs']
-  with pytest.raises(ValueError, match=f'{field}: there is no .{value[0]}'):
+  with pytest.raises(ValueError, match=f'programs.{field}: {said}'):
     words.words(settings | {field: value})
 
 
