@@ -44,13 +44,33 @@ def get_config():
       'test': {'output': 0.40, 'input': 0.27, 'mixed': 0.15} | steps,
     }
   )
+  c.programs = ConfigDict(
+    {
+      'levels': (
+        *('nested', 'builtins', 'depth1', 'depth2', 'depth3'),
+        *('helper', 'class'),
+      ),
+      'arities': (1, 2, 3),
+      'methods': (),  # of data_pipeline/inventory.py; empty: all
+      'given': (),  # types of what they are about; empty: all
+      'names': (),  # of the variables of level 'short'
+      'small': {},  # bounds of small values; empty: values of all sizes
+    }
+  )
   c.filters = ConfigDict(
     {
+      'hash_seeds': (0, 1, 12345),  # of str; set order differs between them
+      'chains': {
+        'kinds': ('output', 'input', 'mixed', 'coverage', 'path', 'state'),
+        'styles': ('lines', 'brackets', 'arrows', 'after'),
+        'parts': True,  # whether the parts of expressions are told
+        'longest': 4_000,  # characters, up to 3,300 tokens
+      },
+      'shortest': 40,  # characters of a program
       'mutants': 5,  # inputs beside a program's own
       'most_cases': 4,  # of a program
       'most_events': 600,  # of a trace
       'easiest': 3,  # executed lines x (1 + control depth)
-      'longest_chain': 4_000,  # characters, up to 3,300 tokens
       'longest_args': 200,
       'longest_output': 150,
       'largest_int': 10**12,
@@ -92,6 +112,7 @@ def get_config():
   c.same_skeleton = 8  # programs
   c.largest_share = 0.005  # of one output among all rows
   c.largest_bool = 0.08  # of True and False together
+  c.vocab_size = 0  # of a tokenizer of its own; 0: none
   c.tokenizer = ''  # Empty: sizes in characters.
   c.cruxeval = ''  # Empty: no comparison.
   return c

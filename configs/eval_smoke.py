@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 def get_config():
   c = ConfigDict()
   c.seed = 0
-  c.data = 'runs/smoke/data/heldout.parquet'
+  c.data = 'runs/smoke/data/test.parquet'
   c.thinking = False  # Qwen3: as it was trained.
   c.samples = 4  # a question
   c.temperature = 1.0

@@ -35,9 +35,9 @@ def get_config():
   build = 'python -m data_pipeline.build --config=configs/data_smoke.py'
   c.how = {'model': '', 'tokenizer': build, 'data': build}
 
-  c.epochs = 1.6
+  c.epochs = 2.1
   c.batch = 16
-  c.length = 176
+  c.length = 192
   c.packed = False  # One example a row.
   c.micro = 1
   c.chunk = 1024  # Tokens whose logits there are at a time.

@@ -18,23 +18,24 @@ MOST_STEPS = 6  # of a mixed question, half about paths and half about states
 BRANCHES = 4  # Weight of a branching line against any other.
 
 
-def possible(program, case, events, *, longest) -> list[str]:
-  """Those of ASKS for which `ask` has a row."""
+def possible(program, case, events, chains) -> list[str]:
+  """Those of ASKS, of the kinds wanted, for which `ask` has a row."""
   program = {'code': program.code, 'entry': program.entry}
   return [
     one
     for one in ASKS
-    if isinstance(ask(one, program, case, events, longest=longest), dict)
+    if one.partition(' ')[0] in chains['kinds']
+    and isinstance(ask(one, program, case, events, chains), dict)
   ]
 
 
-def ask(asked, program, case, events, *, longest, parts=()) -> dict | str:
+def ask(asked, program, case, events, chains, parts=()) -> dict | str:
   """A row {kind, verify, prompt, completion}, or why there is none.
 
   Args:
     asked: one of ASKS.
     program: {code, entry}; case: {args, output}; events: the trace of the case.
-    longest: characters of a chain.
+    chains: kinds; longest (characters); styles (of `narrate.STYLES`).
     parts: of `unfold.parts`, told where they fit.
   """
   kind, _, wanted = asked.partition(' ')
@@ -52,7 +53,7 @@ def ask(asked, program, case, events, *, longest, parts=()) -> dict | str:
     'args': case['args'],
     'output': case['output'],
   }
-  chain = reason(kind, task, frame, questions, seed, longest, parts)
+  chain = reason(kind, task, frame, questions, seed, chains, parts)
   if chain is None:
     return 'chain too long'
   return {
@@ -79,12 +80,20 @@ def answer(kind, task, questions) -> str:
   return '\n'.join([task['output'], *lines])
 
 
-def reason(kind, task, frame, questions, seed, longest, parts) -> str | None:
+def reason(kind, task, frame, questions, seed, chains, parts) -> str | None:
   """The chain of an answer; None where it does not fit."""
   call = f'{task["entry"]}({task["args"]})'
+  longest, styles = chains['longest'], chains['styles']
   if kind == 'input':
     return backward.backward(
-      task['code'], frame, call, task['output'], seed, longest, parts=parts
+      task['code'],
+      frame,
+      call,
+      task['output'],
+      seed,
+      longest,
+      styles,
+      parts=parts,
     )
   asked = [(q['line'], q['occ']) for q in questions if q['kind'] != 'coverage']
   visited = {(v.line, v.occ) for v in frame.visits}
@@ -96,6 +105,7 @@ def reason(kind, task, frame, questions, seed, longest, parts) -> str | None:
     call,
     seed,
     longest,
+    styles,
     parts=parts,
     focus=focus,
     until=until,
@@ -103,12 +113,13 @@ def reason(kind, task, frame, questions, seed, longest, parts) -> str | None:
   if text is None:
     return None
   ends = [conclusion(q, frame) for q in questions]
+  so = narrate.drawn(random.Random(seed), styles)['so']
+  so = so.format(call=call, output=task['output'])
   if kind == 'mixed':
     ends = [f'Q{i}: {end}' for i, end in enumerate(ends, 1)]
-    ends.insert(0, f'So {call} is {task["output"]}.')
-  elif kind == 'output':
-    ends = [f'So {call} is {task["output"]}.']
-  return '\n'.join([text, *ends])
+  if kind in ('output', 'mixed'):
+    ends.insert(0, so)
+  return '\n'.join(filter(None, [text, *ends]))
 
 
 def conclusion(question, frame) -> str:

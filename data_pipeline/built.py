@@ -7,6 +7,7 @@ import sys
 ROLES = ('generator', 'policy', 'teacher')
 # Of a role: where its model is and what it costs decide nothing.
 WHERE = ('url', 'key', 'price_in', 'price_out')
+TOKENIZER = 'tokenizer'  # of a dataset's own, the directory beside its splits
 
 
 def is_built(out, settings) -> bool:

@@ -3,7 +3,8 @@
 import collections
 import random
 
-from data_pipeline import decontaminate, diversity, inventory, select
+from data_pipeline import decontaminate, diversity, inventory
+from data_pipeline.built import TOKENIZER
 
 SHOWN = 20  # random rows of each kind
 EXAMPLES = 2  # programs of each reason
@@ -23,11 +24,11 @@ configs:
 hashes. `verify` is what `crjax.rewards.score` needs; nothing is pickled.
 `load_dataset(path, 'sft')` has `messages`, `load_dataset(path, 'rl')` prompts.
 
-Decontaminated against hashes of the functions of {programs} programs.
-Not checked: REval's ClassEval programs and LiveCodeBench, whose files were not
-there when the hashes were made. As in CRUXEval, programs are made around
-methods of builtin types: being close in distribution is part of why such data
-helps there.
+Decontaminated against hashes of functions of programs: {programs}.
+REval consists of programs of HumanEval and ClassEval. Not checked:
+LiveCodeBench, whose file was not there when the hashes were made. As in
+CRUXEval, programs are made around methods of builtin types: being close in
+distribution is part of why such data helps there.
 """
 
 
@@ -37,7 +38,9 @@ def funnel(heads, duplicates, unused, used, rows) -> dict:
     sum((collections.Counter(h[name]) for h in heads), collections.Counter())
   )
   candidates = sum(h['candidates'] for h in heads)
-  dropped = total('dropped') | dict(duplicates)
+  dropped = total('dropped')
+  for reason, n in duplicates.items():  # Some were seen before they were run.
+    dropped[reason] = dropped.get(reason, 0) + n
   left_over = unused.pop('programs left over')
   dropped['not needed'] = left_over
   exhausted = candidates - sum(dropped.values()) - used
@@ -57,8 +60,10 @@ def examples(dropped) -> dict:
   return {k: v[:EXAMPLES] for k, v in sorted(dropped.items())}
 
 
-def balance(rows, settings) -> dict:
+def balance(rows, settings, directory) -> dict:
   """Shares of kinds, golds, levels, types and owners; sizes of chains."""
+  own = directory / TOKENIZER
+  path = own if own.exists() else settings['tokenizer']
   count = lambda name: dict(
     sorted(collections.Counter(r[name] for r in rows).items())
   )
@@ -79,7 +84,7 @@ def balance(rows, settings) -> dict:
         ).items()
       )
     )
-    for split in select.SPLITS
+    for split in settings['splits']
   }
   return {
     'kinds': kinds,
@@ -88,7 +93,7 @@ def balance(rows, settings) -> dict:
     'types': count('type'),
     'owners': dict(sorted(owners.items())),
     'methods': len({r['method'] for r in rows}),
-    'lengths': lengths(rows, settings['tokenizer']),
+    'lengths': lengths(rows, path),
   }
 
 
@@ -107,9 +112,12 @@ def lengths(rows, path) -> dict:
 
     tok = tokenizer.load(path)
     size, unit = lambda text: len(tok(text)['input_ids']), 'tokens'
-  found = {'unit': unit}
-  for kind in sorted({r['kind'] for r in rows}):
-    sizes = sorted(size(r['completion']) for r in rows if r['kind'] == kind)
+  found, measured = (
+    {'unit': unit},
+    [(r['kind'], size(r['completion'])) for r in rows],
+  )
+  for kind in ['all', *sorted({k for k, _ in measured})]:
+    sizes = sorted(n for k, n in measured if kind in ('all', k))
     found[kind] = {
       'mean': round(sum(sizes) / len(sizes), 1),
       'p95': sizes[int(0.95 * (len(sizes) - 1))],
@@ -121,11 +129,11 @@ def lengths(rows, path) -> dict:
 def text(rows, settings, summary, some) -> str:
   files = {
     split: f'  - split: {split}\n    path: {split}.parquet\n'
-    for split in select.SPLITS
+    for split in settings['splits']
   }
   messages = files.pop('sft_train')
-  known = ' and '.join(
-    f'{n} {k}' for k, n in decontaminate.load().programs.items() if n
+  known = ', '.join(
+    f'{n} of {k}' for k, n in decontaminate.load().programs.items() if n
   )
   parts = [
     HEAD.format(

@@ -31,29 +31,30 @@ class Dropped(Exception):
   """A program goes; the message is the reason."""
 
 
-def pools(workers, **settings) -> list[Pool]:
+def pools(workers, seeds=HASH_SEEDS, **settings) -> list[Pool]:
   """One pool a hash seed; only one of them works at a time."""
-  return [Pool(workers, hash_seed=seed, **settings) for seed in HASH_SEEDS]
+  return [Pool(workers, hash_seed=seed, **settings) for seed in seeds]
 
 
-def collect(candidates, some_pools, settings, benchmarks) -> Found:
+def collect(candidates, some_pools, settings, benchmarks, small=None) -> Found:
   """Executes candidates and keeps those that make good questions.
 
   Args:
     candidates: `synth.Program`s.
     some_pools: of `pools`.
-    settings: mutants, most_cases, most_events, easiest, longest_args,
-      longest_chain (characters), and what `filters.value` takes.
+    settings: mutants, most_cases, most_events, easiest, longest_args, chains
+      (of `asking.ask`), and what `filters.value` takes.
     benchmarks: `decontaminate.Hashes`.
+    small: of `literal.small_value`, where values are small.
   """
   found = Found([], collections.Counter(), collections.Counter(), {})
-  kept = []
+  kept, seen = [], set()
   for program in candidates:
-    reason = before(program, benchmarks)
+    reason = before(program, settings['shortest'], benchmarks, seen)
     if reason:
       drop(found, program, reason)
     else:
-      kept.append((program, inputs(program, settings)))
+      kept.append((program, inputs(program, settings, small)))
   runs = execute(kept, some_pools)
   ready = []
   for (program, given), results in zip(kept, runs, strict=True):
@@ -74,15 +75,18 @@ def drop(found, program, reason):
     some.append(f'{program.code}\n# {synth.source_of(program.args)}')
 
 
-def before(program, benchmarks) -> str:
-  """Why a program is not executed, or ''."""
-  if reason := filters.static(program.code, program.entry):
+def before(program, shortest, benchmarks, seen) -> str:
+  """Why a program is not executed, or ''; `seen` gets its hash."""
+  if reason := filters.static(program.code, program.entry, shortest):
     return reason if reason == 'not Python' else f'static: {reason}'
+  if (pid := identity.program_hash(program.code)) in seen:
+    return 'duplicate: exact'
+  seen.add(pid)
   reason = benchmarks.fault(program.code)
   return f'benchmark: {reason}' if reason else ''
 
 
-def inputs(program, settings) -> list[tuple]:
+def inputs(program, settings, small) -> list[tuple]:
   """Distinct arguments: the program's own, then changed ones."""
   rng = random.Random(f'inputs {program.code}')
   found = {synth.source_of(program.args): program.args}
@@ -91,7 +95,7 @@ def inputs(program, settings) -> list[tuple]:
       break
     args = list(rng.choice(list(found.values())))
     for i in rng.sample(range(len(args)), rng.randint(1, len(args))):
-      args[i] = literal.changed(rng, program.kinds[i], args[i])
+      args[i] = literal.changed(rng, program.kinds[i], args[i], small)
     found.setdefault(synth.source_of(args), tuple(args))
   return [
     args
@@ -163,7 +167,7 @@ def judged(program, given, results, settings, benchmarks, found) -> list[dict]:
       'mutated': args is not given[0],
     }
     case['asks'] = asking.possible(
-      program, case, result.trace, longest=settings['longest_chain']
+      program, case, result.trace, settings['chains']
     )
     cases.append(case)
   found.inputs.update(fates)

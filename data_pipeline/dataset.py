@@ -9,8 +9,9 @@ import os
 import platform
 import shutil
 
-from data_pipeline import card, identity, select, store
-from data_pipeline.built import digests
+from crjax import tokenizer
+from data_pipeline import card, identity, store
+from data_pipeline.built import TOKENIZER, digests
 
 SHARED = ('id', 'pid', 'kind', 'level', 'method', 'difficulty', 'verify')
 
@@ -83,19 +84,33 @@ def table(rows, split, settings) -> list[dict]:
   return found
 
 
+def train_tokenizer(rows, vocab_size, directory):
+  """A small one of the texts of the SFT split, where the config asks for it."""
+  if vocab_size:
+    turns = [
+      turn for row in table(rows, 'sft_train') for turn in row['messages']
+    ]
+    texts = [turn['content'] for turn in turns]
+    tokenizer.train(texts, directory / TOKENIZER, vocab_size=vocab_size)
+
+
 def write(out, rows, settings, summary, examples):
-  """Writes everything beside `out`, then puts it there at once."""
+  """Writes everything beside `out`, then puts it there at once.
+
+  Returns the summary of the manifest.
+  """
   import datasets  # Slow to import; not needed to say that all is built.
 
   temporary = out.with_name(f'{out.name}.tmp')
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
-  for split in select.SPLITS:
+  for split in settings['splits']:
     made = datasets.Dataset.from_list(
       table(rows, split, settings), features=features(split, settings)
     )
     made.to_parquet(temporary / f'{split}.parquet')
-  summary = summary | card.balance(rows, settings)
+  train_tokenizer(rows, settings['vocab_size'], temporary)
+  summary = summary | card.balance(rows, settings, temporary)
   text = card.text(rows, settings, summary, examples)
   (temporary / 'README.md').write_text(text)
   manifest = {
@@ -112,3 +127,4 @@ def write(out, rows, settings, summary, examples):
   (temporary / 'manifest.json').write_text(json.dumps(manifest, indent=2))
   shutil.rmtree(out, ignore_errors=True)
   os.replace(temporary, out)
+  return summary

@@ -31,6 +31,7 @@ FILE = pathlib.Path(__file__).with_name('benchmarks.json')
 SAME = 0.75  # of the weight of two functions' statements together
 INSIDE = 0.85  # of the weight of a benchmark's function, if that is LONG
 LONG = 60  # nodes
+METHOD = 3  # statements: shorter methods of a benchmark are like any other
 SHORT = 6  # nodes: below, equal shapes say nothing (`return x`)
 LONGEST_COMMON = 8  # characters of arguments and of outputs that prove nothing
 
@@ -102,14 +103,12 @@ def make(programs, pairs) -> dict:
   """What `Hashes` reads, of benchmark programs and (arguments, output)."""
   trees, functions = set(), {}
   for code in programs:
-    trees |= identity.function_hashes(code)
-    trees.add(identity.program_hash(code))
     tree = ast.parse(code)
-    for node in [tree, *ast.walk(tree)]:
-      if isinstance(node, ast.FunctionDef | ast.Module):
-        rows = identity.statements(node)
-        key = tuple(sorted((*k, n) for k, n in rows.items()))
-        functions[key] = None
+    for node in telling(tree):
+      trees.add(identity.program_hash(ast.unparse(node)))
+      rows = identity.statements(node)
+      key = tuple(sorted((*k, n) for k, n in rows.items()))
+      functions[key] = None
   return {
     'trees': sorted(trees),
     'functions': sorted(functions),
@@ -117,6 +116,19 @@ def make(programs, pairs) -> dict:
       {pair(a, b) for a, b in pairs if min(len(a), len(b)) > LONGEST_COMMON}
     ),
   }
+
+
+def telling(tree) -> list:
+  """The program and its functions, without methods that anyone would write."""
+  classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+  short = {m for c in classes for m in c.body if size(m) < METHOD}
+  functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+  return [tree, *(f for f in functions if f not in short)]
+
+
+def size(node) -> int:
+  """Statements inside one."""
+  return sum(isinstance(n, ast.stmt) for n in ast.walk(node)) - 1
 
 
 def read(path) -> list[dict]:
@@ -135,10 +147,12 @@ def whole(row) -> str:
 def main(_):
   f = flags.FLAGS
   crux, human = read(f.cruxeval), read(f.humaneval)
-  more = [row for path in f.more for row in read(path)]
-  programs = [r['code'] for r in crux + more] + [whole(r) for r in human]
+  more = [read(path) for path in f.more]
+  programs = [r['code'] for rows in [crux, *more] for r in rows]
+  programs += map(whole, human)
   found = make(programs, [(r['input'], r['output']) for r in crux])
-  sources = {'cruxeval': len(crux), 'humaneval': len(human), 'more': len(more)}
+  names = ['cruxeval', 'humaneval', *(pathlib.Path(p).stem for p in f.more)]
+  sources = dict(zip(names, map(len, [crux, human, *more]), strict=True))
   digests = [
     hashlib.sha256(pathlib.Path(p).read_bytes()).hexdigest()
     for p in (f.cruxeval, f.humaneval, *f.more)

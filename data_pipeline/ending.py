@@ -1,7 +1,6 @@
 """How a generated function ends: with one value made of what it has left."""
 
 from data_pipeline import inventory
-from data_pipeline.writer import receiver
 
 SHAPES = {  # What several values become -> weight; CRUXEval likes text.
   '({})': 1,
@@ -59,7 +58,7 @@ def single(writer, name) -> str:
     e
     for made in inventory.MAKES.values()
     for e in made
-    if receiver(e) == kinds[0] and e.result != 'float'
+    if e.receiver == kinds[0] and e.result != 'float'
   ]
   if not makers:
     return name

@@ -26,6 +26,7 @@ from data_pipeline import (
   asking,
   card,
   cases,
+  constant,
   dataset,
   decontaminate,
   propose,
@@ -34,13 +35,17 @@ from data_pipeline import (
   store,
   synth,
   unfold,
+  words,
 )
 from data_pipeline.built import deciding, is_built
 from data_pipeline.parallel import mine, run
 
 STAGES = ('all', 'cases', 'rows', 'chains')
 # What decides the cases; the rest of a config can change and they stay.
-DECIDES = ('seed', 'candidates', 'chunk', 'filters', 'cpu_seconds', 'generator')
+DECIDES = (
+  *('seed', 'candidates', 'chunk', 'programs', 'filters', 'cpu_seconds'),
+  'generator',
+)
 ROWS = 200  # of a part of the later stages
 
 
@@ -73,10 +78,14 @@ def build(c, stage='all', shard=(0, 1)):
       return
   every = served.every(made, parts)
   summary = served.summary(c, said, summary, every)
+  with Pool(1, **pool_settings(settings)) as pool:
+    heldout = [row for row in every if row['split'] == 'test']
+    summary['constant_baseline'] = constant.baseline(heldout, pool)
   shown = dropped_examples(found, count) | served.rejected(said)
   examples = card.examples(shown)
-  dataset.write(out, every, settings, summary, examples)
+  summary = dataset.write(out, every, settings, summary, examples)
   shutil.rmtree(work)
+  print(card.sizes(summary['lengths']))
   print(f'data: {len(every):,} rows in {out}; see its README.md')
 
 
@@ -86,6 +95,11 @@ def every_case(c, settings, work, shard, said):
   found = work / f'cases-{store.key(versions(), decides)}'
   count, source = -(-c.candidates // c.chunk), None
   if 'generator' in settings:
+    if words.words(settings['programs']) != words.ALL:
+      sys.exit(
+        'data: config.programs is for the grammar; the generator writes '
+        'all levels: leave config.programs as configs/data_7b.py has it'
+      )
     source = beside(found, 'programs')
     served.programs(c, shard, source, mine(source, count, shard))
     said['generator'] = source, count
@@ -159,21 +173,22 @@ def make_cases(settings, target, source, numbers):
   Args:
     source: parts of answers with programs in them, None for the grammar's.
   """
-  pools = cases.pools(1, **pool_settings(settings))
+  chosen, wanted = words.words(settings['programs']), settings['filters']
+  pools = cases.pools(1, wanted['hash_seeds'], **pool_settings(settings))
   benchmarks = decontaminate.load()
   for number in numbers:
     first = number * settings['chunk']
     last = min(first + settings['chunk'], settings['candidates'])
     if source:
-      longest = settings['filters']['longest_args']
       answers = served.rows_of(source, number)
+      longest = wanted['longest_args']
       candidates, unread = propose.programs(answers, first, longest)
     else:
       candidates = [
-        synth.program(settings['seed'], i) for i in range(first, last)
+        synth.program(settings['seed'], i, chosen) for i in range(first, last)
       ]
       unread = {}
-    found = cases.collect(candidates, pools, settings['filters'], benchmarks)
+    found = cases.collect(candidates, pools, wanted, benchmarks, chosen.small)
     dropped = {reason: len(some) for reason, some in unread.items()}
     shown = {reason: some[: cases.EXAMPLES] for reason, some in unread.items()}
     head = {
@@ -228,21 +243,22 @@ def make_rows(settings, target, source, numbers):
   with Pool(1, **pool_settings(settings)) as pool:
     for number in numbers:
       wanted = store.read(store.part(source, number))
-      rows = make_part(wanted, pool, settings['filters']['longest_chain'])
+      rows = make_part(wanted, pool, settings['filters']['chains'])
       store.write(store.part(target, number), rows)
 
 
-def make_part(wanted, pool, longest) -> list[dict]:
+def make_part(wanted, pool, chains) -> list[dict]:
   """Rows of what was selected; RuntimeError if an answer of ours is wrong."""
   rows = []
-  for want, events, parts in zip(wanted, *traced(wanted, pool), strict=True):
+  runs = traced(wanted, pool, chains['parts'])
+  for want, events, parts in zip(wanted, *runs, strict=True):
     made = asking.ask(
       want['asked'],
       want['program'],
       want['case'],
       events,
-      longest=longest,
-      parts=parts,
+      chains,
+      parts,
     )
     rows.append(dataset.row(want, made))
   tasks = [{'kind': row['kind']} | row['verify'] for row in rows]
@@ -254,13 +270,15 @@ def make_part(wanted, pool, longest) -> list[dict]:
   return rows
 
 
-def traced(wanted, pool):
+def traced(wanted, pool, has_parts=True):
   """(events, values of the parts of expressions) of each selected case."""
   jobs = [
     Job(w['program']['code'], w['program']['entry'], w['case']['args'], True)
     for w in wanted
   ]
   events = [result.trace for result in pool.run(jobs)]
+  if not has_parts:
+    return events, [{} for _ in events]
   unfolded = [unfold.unfold(job.code) for job in jobs]
   again = pool.run(
     [

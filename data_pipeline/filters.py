@@ -17,13 +17,13 @@ BANNED = {
   *('getattr', 'setattr', 'delattr', '__import__'),
 }
 DUNDERS = {'__init__', '__len__', '__repr__', '__str__', '__eq__'}
-LINES, CHARACTERS = (2, 40), (40, 1200)
+LINES, LONGEST = (2, 40), 1200  # characters
 MOST_PARAMETERS = 3
 CONSTANTS = (0, 1, 2, -1, 10, '', 'a', 'abc', [], {}, (), True)
 SEARCHES = 500  # calls of a brute force for the input
 
 
-def static(code: str, entry: str) -> str:
+def static(code: str, entry: str, shortest: int) -> str:
   """Why a program is not executed, or ''."""
   try:
     tree = ast.parse(code)
@@ -36,7 +36,7 @@ def static(code: str, entry: str) -> str:
   lines = identity.features(code)['lines']
   if not LINES[0] <= lines <= LINES[1]:
     return 'too short or too long'
-  if not CHARACTERS[0] <= len(code) <= CHARACTERS[1]:
+  if not shortest <= len(code) <= LONGEST:
     return 'too short or too long'
   if reason := next(filter(None, map(_banned, ast.walk(tree))), ''):
     return reason

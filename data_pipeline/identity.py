@@ -21,7 +21,7 @@ def program_hash(code: str) -> str:
 def function_hashes(code: str) -> set[str]:
   """`program_hash` of each function of a program, methods included."""
   return {
-    digest(ast.dump(renamed(ast.parse(ast.unparse(node)))))
+    program_hash(ast.unparse(node))
     for node in ast.walk(ast.parse(code))
     if isinstance(node, ast.FunctionDef)
   }

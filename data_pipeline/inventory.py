@@ -314,6 +314,11 @@ class Entry(NamedTuple):
   def name(self):
     return f'{self.owner}.{self.method}'
 
+  @property
+  def receiver(self):
+    """The type of the first hole."""
+    return next(iter(self.holes.values()), None)
+
   def repeats(self, hole) -> bool:
     """Whether the source has a hole twice: what fills it must be short."""
     return self.source.count(f'{{{hole}}}') > 1

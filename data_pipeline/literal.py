@@ -41,8 +41,14 @@ HOLDS = {  # (container, element) -> type
 MAKE = {'ituple': tuple, 'stuple': tuple, 'iset': set, 'sset': set}
 
 
-def value(rng: random.Random, kind: str):
-  """A random value of a type; no two calls have to agree on its size."""
+def value(rng: random.Random, kind: str, small=None):
+  """A random value of a type; no two calls have to agree on its size.
+
+  Args:
+    small: see `small_value`; None for values of all sizes.
+  """
+  if small:
+    return small_value(rng, kind, small)
   if kind in ('int', 'num', 'idx', 'few', 'width'):
     return number(rng, kind)
   if kind == 'bool':
@@ -76,6 +82,31 @@ def value(rng: random.Random, kind: str):
   if kind == 'dict':
     return {element(rng, 'str'): element(rng, 'int') for _ in range(size)}
   raise ValueError(f'no values of type {kind!r}')
+
+
+def small_value(rng, kind, small):
+  """A value that a tiny model can read: elements are short and all differ.
+
+  Args:
+    small: letters; largest, of an int; lengths (least, most). A 'sub' has two
+      letters in any case.
+  """
+  if kind in ('num', 'idx', 'few'):
+    return rng.randint(*{'num': (1, 2), 'idx': (0, 1), 'few': (2, 3)}[kind])
+  size = rng.randint(*small['lengths'])
+  letters = rng.sample(small['letters'], size)
+  numbers = rng.sample(range(small['largest'] + 1), size)
+  made = {
+    'int': numbers[0],
+    'char': letters[0],
+    'sub': ''.join(rng.sample(small['letters'], 2)),
+    'str': ''.join(c.upper() if rng.random() < 0.3 else c for c in letters),
+    'ints': numbers,
+    'strs': letters,
+  }
+  if kind not in made:
+    raise ValueError(f'no small values of type {kind!r}, only {sorted(made)}')
+  return made[kind]
 
 
 def number(rng, kind):
@@ -125,8 +156,10 @@ BOUNDARIES = {
 }
 
 
-def changed(rng: random.Random, kind: str, old):
+def changed(rng: random.Random, kind: str, old, small=None):
   """Another value of the type: a boundary value, or one step away from old."""
+  if small:
+    return small_value(rng, kind, small)
   if kind == 'bool':
     return not old
   if kind == 'other':

@@ -19,8 +19,31 @@ DETAILS = (
 )
 LONGEST_PART = 160  # characters
 SHOWN = 60  # characters of a source line
-STYLES = (
-  {
+FULL = {  # Sentences around the lines; empty ones are left out.
+  'return': True,  # Whether a line that returns is told.
+  'openings': (
+    'We run {call}.',
+    'The call is {call}.',
+    'Let us trace {call} step by step.',
+    'Start: {call}.',
+  ),
+  'so': 'So {call} is {output}.',
+  'goals': (
+    'We need arguments for which {entry} returns {output}.',
+    'The result has to be {output}.',
+    'Which call of {entry} gives {output}? Go back from the end.',
+  ),
+  'returned': 'Line {n} returns {source}, so there {old}.',
+  'undone': '{where}: {made} <- {old}.',
+  'made': '{where}: {made}.',
+  'arguments': 'So the arguments are {args}.',
+  # A chain that goes back ends with a run forwards.
+  'checks': ('Check {call}.', 'Try it: {call}.', 'Forwards, {call}:'),
+  'right': 'This is {output}, as it has to be.',
+}
+STYLES = {
+  'lines': FULL
+  | {
     'line': 'Line {n}, `{code}`: {told}.',
     'round': 'Round {k}:',
     'hidden': 'After rounds {a} to {b}{over}: {told}.',
@@ -29,7 +52,8 @@ STYLES = (
     'short': 'Line {n} calls {call}, which returns {value}.',
     'back': 'It returns {value}.',
   },
-  {
+  'brackets': FULL
+  | {
     'line': '[L{n}] {told}.',
     'round': '* round {k}',
     'hidden': '* rounds {a}-{b}{over} leave {told}.',
@@ -38,7 +62,8 @@ STYLES = (
     'short': '[L{n}] {call} -> {value}.',
     'back': 'Back with {value}.',
   },
-  {
+  'arrows': FULL
+  | {
     'line': '{n}. {code} -> {told}',
     'round': '({k})',
     'hidden': '({a} to {b}{over}) -> {told}',
@@ -47,7 +72,8 @@ STYLES = (
     'short': '{n}. {call} returns {value}',
     'back': 'returns {value}',
   },
-  {
+  'after': FULL
+  | {
     'line': 'After line {n}: {told}.',
     'round': 'The loop, time {k}.',
     'hidden': 'The loop, times {a} to {b}{over}; now {told}.',
@@ -56,20 +82,29 @@ STYLES = (
     'short': 'Line {n} needs {call}, that is {value}.',
     'back': 'So it gives {value}.',
   },
-)
-OPENINGS = (
-  'We run {call}.',
-  'The call is {call}.',
-  'Let us trace {call} step by step.',
-  'Start: {call}.',
-)
+}
+# For models that can hardly read: nothing but what the lines hold.
+STYLES['bare'] = STYLES['arrows'] | {
+  'return': False,
+  'line': '{code} # {told}',
+  'openings': ('{args}',),
+  'so': '',
+  'goals': ('',),
+  'returned': '',
+  'undone': '{code} # {old}',
+  'made': '{code} # new',
+  'arguments': '{args}',
+  'checks': ('',),
+  'right': '',
+}
+ALL = tuple(STYLES)[:-1]
 
 
 class Teller:
   """How one chain is told: wording, details, and visits that must be shown."""
 
   def __init__(self, code, style, rounds, calls, parts=(), focus=()):
-    self.lines, self.nodes = code.split('\n'), frames.nodes(code)
+    self.code, self.nodes = code, frames.nodes(code)
     self.style, self.rounds, self.calls = style, rounds, calls
     self.parts, self.focus, self.seen = dict(parts), set(focus), {}
 
@@ -146,8 +181,7 @@ class Teller:
         told.append(f'  {source} = {value}')
     text = self.made(frame, node, visit)
     if text:
-      source = self.lines[visit.line - 1].strip().rstrip(':')
-      source = source if len(source) <= SHOWN else source[:SHOWN] + '...'
+      source = shown(self.code, visit.line)
       told.append(
         self.style['line'].format(n=visit.line, code=source, told=text)
       )
@@ -173,7 +207,8 @@ class Teller:
   def made(self, frame, node, visit) -> str:
     """What a line makes, chooses or returns; '' for nothing to say."""
     if isinstance(node, ast.Return):
-      return f'return {frame.value}' if frame.value is not None else ''
+      is_told = self.style['return'] and frame.value is not None
+      return f'return {frame.value}' if is_told else ''
     for kind, word in JUMPS.items():
       if isinstance(node, kind):
         return word
@@ -193,6 +228,12 @@ class Teller:
       return claims(again)
     same = visit.before == visit.after
     return 'nothing changes' if same and is_whole(visit.after) else ''
+
+
+def shown(code, line) -> str:
+  """The source of a line, cut where it is long."""
+  source = code.split('\n')[line - 1].strip().rstrip(':')
+  return source if len(source) <= SHOWN else source[:SHOWN] + '...'
 
 
 def targets(node) -> list[str]:
@@ -223,7 +264,16 @@ def is_whole(state) -> bool:
 
 
 def forward(
-  code, frame, call, seed, longest, *, parts=(), focus=(), until=None
+  code,
+  frame,
+  call,
+  seed,
+  longest,
+  styles=ALL,
+  *,
+  parts=(),
+  focus=(),
+  until=None,
 ):
   """The run as text, or None where it does not fit.
 
@@ -231,23 +281,36 @@ def forward(
     frame: of `frames.entry`.
     call: the call's source.
     longest: characters.
+    styles: names; which one is told depends on the seed.
     parts: of `unfold.parts`.
     focus: (line, occ) of visits of the entry that must be told.
     until: the (line, occ) after which nothing need be told.
   """
   rng = random.Random(seed)
-  style, opening = rng.choice(STYLES), rng.choice(OPENINGS)
+  style = drawn(rng, styles)
+  opening = rng.choice(style['openings'])
+  opening = opening.format(call=call, args=arguments(frame))
   if until is not None:
     places = [(v.line, v.occ) for v in frame.visits]
     frame = frame._replace(visits=frame.visits[: places.index(until) + 1])
   for rounds, calls, inner in DETAILS:
     shown = parts if inner else ()
     teller = Teller(code, style, rounds, calls, shown, focus)
-    told = [opening.format(call=call), *teller.frame(frame)]
+    told = [opening, *teller.frame(frame)]
     text = '\n'.join(told)
     if len(text) <= longest:
       return text
   return None
+
+
+def drawn(rng, styles) -> dict:
+  """One of the named styles, the first draw of a chain's seed."""
+  return STYLES[rng.choice(styles)]
+
+
+def arguments(frame) -> str:
+  """Claims about the parameters of a call that have a text."""
+  return claims({k: v for k, v in frame.args.items() if v is not None})
 
 
 def completion(reasoning: str, answer: str) -> str:

@@ -72,7 +72,7 @@ def assign(programs, settings):
   outputs, types = collections.Counter(), collections.Counter()
   rows, unused = [], collections.Counter()
   ordered = iter(sorted(programs, key=lambda p: p['pid']))
-  for split in SPLITS:
+  for split in filter(settings['splits'].get, SPLITS):
     wanted = quotas(settings['splits'][split], settings['mix'][split])
     left = dict(wanted)
     while any(left.values()):
@@ -80,7 +80,8 @@ def assign(programs, settings):
       if program is None:
         raise ValueError(
           f'too few cases: {split} lacks {left} rows after '
-          f'{len(programs):,} programs; raise config.candidates'
+          f'{len(programs):,} programs; raise --config.candidates or lower '
+          f'--config.splits.{split}'
         )
       for case in program['cases']:
         asked = choose(case, wanted, left)

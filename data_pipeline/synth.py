@@ -14,18 +14,9 @@ from crjax.execution import literals
 from data_pipeline import inventory, literal
 from data_pipeline.control import Control
 from data_pipeline.ending import returned
-from data_pipeline.writer import Writer
+from data_pipeline.words import ALL
+from data_pipeline.writer import Writer, fill, statement
 
-# Level -> what a program of it has.
-LEVELS = {
-  'nested': 'nested calls, straight line',
-  'builtins': 'more statements with several builtins, straight line',
-  'depth1': 'control flow, one deep',
-  'depth2': 'control flow, two deep',
-  'depth3': 'control flow, three deep',
-  'helper': 'one or two helper functions',
-  'class': 'a small class',
-}
 PARAMETERS = {  # Type of a further parameter -> weight.
   'str': 5,
   'int': 5,
@@ -53,7 +44,9 @@ THINGS = (
   *('chars', 'entries', 'numbers', 'fields', 'rows', 'keys'),
 )
 OBJECTS = ('Box', 'Counter2', 'Ledger', 'Stack', 'Tracker', 'Basket', 'Meter')
-ARITIES = (1, 2, 3)
+
+
+STATEMENTS = (1, *(2,) * 9)  # of level 'short'
 
 
 class Program(NamedTuple):
@@ -67,21 +60,25 @@ class Program(NamedTuple):
   level: str
 
 
-def program(seed, index: int) -> Program:
+def program(seed, index: int, words=ALL) -> Program:
   """The program of a seed and a number; numbers go through all combinations."""
   rng = random.Random(f'{seed}:{index}')
-  level, target, arity = aim(index)
-  code, entry, kinds = _source(rng, level, target, arity)
-  args = tuple(literal.value(rng, kind) for kind in kinds)
+  level, target, arity = aim(index, words)
+  if level == 'short':
+    code, entry, kinds = _short(rng, target, words)
+  else:
+    code, entry, kinds = _source(rng, level, target, arity)
+  args = tuple(literal.value(rng, kind, words.small) for kind in kinds)
   return Program(code, entry, kinds, args, target.name, level)
 
 
-def aim(index: int):
+def aim(index: int, words=ALL):
   """(level, entry of the inventory, arity) of a number, all equally often."""
-  level = list(LEVELS)[index % len(LEVELS)]
+  level = words.levels[index % len(words.levels)]
   # A stride that has no common factor with the number of entries.
-  target = inventory.ENTRIES[index * 67 % len(inventory.ENTRIES)]
-  return level, target, ARITIES[index // len(LEVELS) % len(ARITIES)]
+  target = words.targets[index * 67 % len(words.targets)]
+  arity = words.arities[index // len(words.levels) % len(words.arities)]
+  return level, target, arity
 
 
 def source_of(args) -> str:
@@ -101,6 +98,32 @@ def signature(rng, target, arity):
   kinds += rng.choices(pool, weights, k=arity - 1)
   rng.shuffle(kinds)
   return entry, kinds
+
+
+def _short(rng, target, words):
+  """A function of one variable that statements change one after the other."""
+  entry, name = 'f', rng.choice(words.names)
+  kind = first = target.receiver
+  body = []
+  for i in range(rng.choice(STATEMENTS)):
+    fitting = [e for e in words.entries if e.receiver == kind]
+    if len(target.holes) == 1:  # Without constants there are few programs.
+      fitting = [e for e in fitting if len(e.holes) > 1]
+    made = target if i == 0 else rng.choice(fitting)
+    others = list(made.holes.items())[1:]
+    sizes = words.small | {'lengths': words.small['constants']}
+    filled = {
+      hole: literals.render(literal.value(rng, k, sizes)) for hole, k in others
+    }
+    text = fill(made.source, {next(iter(made.holes)): name} | filled)
+    if made.result == '-':
+      body += statement(text)
+    else:
+      body.append(f'{name} = {text}')
+      kind = made.result
+  lines = [f'def {entry}({name}):', *body, f'return {name}']
+  code = '\n    '.join(lines)
+  return ast.unparse(ast.parse(code)), entry, (first,)
 
 
 def _source(rng, level, target, arity):

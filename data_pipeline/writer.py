@@ -138,11 +138,11 @@ class Writer:
 
   def within_reach(self, entry, depth):
     """Whether there is a variable for its first hole, or for what makes it."""
-    kind = receiver(entry)
+    kind = entry.receiver
     if kind is None or self.variables(kind):
       return True
     makers = inventory.MAKES.get(kind, ())
-    return depth > 1 and any(self.variables(receiver(e)) for e in makers)
+    return depth > 1 and any(self.variables(e.receiver) for e in makers)
 
   def converted(self, kind):
     """A value of a type that depends on some variable, whatever its type."""
@@ -191,7 +191,7 @@ class Writer:
 
   def target(self, entry, depth):
     """Lines that use an entry of the inventory."""
-    first = receiver(entry)
+    first = entry.receiver
     if entry.result == '-':
       lines = []
       free = [n for n in self.variables(first) if n not in self.locked]
@@ -213,10 +213,7 @@ class Writer:
       twice = entry.repeats(hole)
       filled[hole] = self.atom(kind) if twice else self.expression(kind, 1)
     self.write(name)
-    test, colon, rest = fill(entry.source, filled).partition(': ')
-    if test.startswith('if ') and colon:
-      return [f'{test}:', f'    {rest}']
-    return [test + colon + rest]
+    return statement(fill(entry.source, filled))
 
   def simple(self, depth):
     """Lines of one simple statement: a change, an assignment or a new name."""
@@ -272,8 +269,12 @@ class Writer:
     self.extra.append(entry)
 
 
-def receiver(entry):
-  return next(iter(entry.holes.values()), None)
+def statement(source) -> list[str]:
+  """Its lines; that of a table's row may be behind an `if`."""
+  test, colon, rest = source.partition(': ')
+  if test.startswith('if ') and colon:
+    return [f'{test}:', f'    {rest}']
+  return [source]
 
 
 def fill(source, filled) -> str:

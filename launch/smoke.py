@@ -54,7 +54,7 @@ def stages(out, seed):
     [
       '--config=configs/eval_smoke.py',
       f'--model={run / "export" / model}',
-      f'--data={data / "heldout.parquet"}',
+      f'--data={data / "test.parquet"}',
       f'--out={run / "eval" / model}',
     ],
   )
@@ -316,7 +316,7 @@ def run_seed(out, seed):
     m: read_report(out / f'seed_{seed}' / 'eval' / m / 'report.json')
     for m in MODELS
   }
-  return seconds, summarize(manifest['constant_baseline'], reports)
+  return seconds, summarize(manifest['summary']['constant_baseline'], reports)
 
 
 def main():

@@ -51,7 +51,7 @@ def assets() -> pathlib.Path:
 def smoke_data(tmp_path_factory) -> pathlib.Path:
   """A small dataset, built as a user builds it."""
   out = tmp_path_factory.mktemp('data') / 'small'
-  sizes = {'sft_train': 60, 'rl_train': 20, 'heldout': 10}
+  sizes = {'sft_train': 120, 'rl_train': 40, 'test': 20}
   subprocess.run(
     [
       sys.executable,
@@ -59,8 +59,10 @@ def smoke_data(tmp_path_factory) -> pathlib.Path:
       'data_pipeline.build',
       f'--config={ROOT / "configs" / "data_smoke.py"}',
       f'--config.out={out}',
-      '--config.rl_input_share=1',
-      *(f'--config.programs.{k}={v}' for k, v in sizes.items()),
+      '--config.candidates=150',
+      '--config.chunk=50',
+      '--config.largest_share=0.2',
+      *(f'--config.splits.{k}={v}' for k, v in sizes.items()),
     ],
     cwd=ROOT,
     check=True,

@@ -1,8 +1,8 @@
-import ast
+"""The dataset of the smoke run: short programs, bare chains, a tokenizer."""
+
 import collections
 import hashlib
 import json
-import re
 import subprocess
 import sys
 
@@ -10,21 +10,22 @@ import datasets
 from ml_collections import ConfigDict
 import pytest
 
-from crjax import rewards
-from crjax.execution import Job, Pool
-from data_pipeline import build, built, chains, grammar
+from configs import data_smoke
+from crjax import rewards, tokenizer
+from crjax.execution import Job, Pool, literals
+from data_pipeline import (
+  backward,
+  built,
+  constant,
+  frames,
+  identity,
+  narrate,
+  synth,
+  words,
+)
 from tests.conftest import ROOT
 
-LEVEL = {
-  'types': {'int': 1, 'str': 1, 'list': 1, 'dict': 1},
-  'statements': {'1': 1, '2': 1, '3': 1},
-  'hardest': 3,
-  'letters': 13,
-  'branch': 0.2,
-  'loop': 0.2,
-  'largest_int': 9,
-  'lengths': (2, 4),
-}
+SPLITS = {'sft_train': 120, 'rl_train': 40, 'test': 20}
 
 
 @pytest.fixture(scope='module')
@@ -33,161 +34,133 @@ def rows(smoke_data):
     split: datasets.Dataset.from_parquet(
       str(smoke_data / f'{split}.parquet')
     ).to_list()
-    for split in build.SPLITS
+    for split in SPLITS
   }
 
 
 @pytest.fixture(scope='module')
-def traced():
-  programs = [grammar.program(f't{i}', LEVEL) for i in range(300)]
-  jobs = [Job(p.code, 'f', p.args, trace=True) for p in programs]
-  with Pool(2) as pool:
-    results = pool.run(jobs)
-  return [
-    (p, r) for p, r in zip(programs, results, strict=True) if r.verdict == 'ok'
-  ]
+def pool():
+  with Pool(1) as made:
+    yield made
 
 
-def test_a_seed_is_a_program():
-  assert grammar.program('7', LEVEL) == grammar.program('7', LEVEL)
-  assert grammar.program('7', LEVEL) != grammar.program('8', LEVEL)
-
-
-def test_nearly_every_program_runs_and_all_statements_occur(traced):
-  assert len(traced) > 270
-  code = '\n'.join(p.code for p, _ in traced)
-  for part in ('if ', 'else:', 'for ', '.append(', '.replace(', '.get('):
-    assert part in code
-
-
-def test_a_chain_ends_in_what_it_derives(traced):
-  for program, result in traced:
-    told = chains.forward(program.code, result.steps, result.value)
-    name = ast.parse(program.code).body[0].args.args[0].arg
-    assert told.startswith(f'{name} = {program.args}\n')
-    assert result.value in told
-    undone = chains.backward(program.code, result.steps, result.value)
-    assert undone.endswith(f'\n{name} = {program.args}')
-
-
-def test_a_returned_expression_is_told():
-  code = 'def f(x):\n    return x + 1'
-  with Pool(1) as pool:
-    (result,) = pool.run([Job(code, 'f', '2', trace=True)])
-  told = chains.forward(code, result.steps, result.value)
-  assert told == 'x = 2\nreturn x + 1 # 3'
-
-
-def test_every_line_of_a_chain_is_true():
-  code = (
-    'def f(x):\n    y = 0\n    for c in x:\n        if c == "b":\n'
-    '            y += 1\n    x = y\n    return x'
+@pytest.fixture(scope='module')
+def short():
+  """The words of the smoke run and some of its programs."""
+  chosen = words.words(
+    json.loads(data_smoke.get_config().to_json())['programs']
   )
-  with Pool(1) as pool:
-    (result,) = pool.run([Job(code, 'f', "'ab'", trace=True)])
-  assert chains.forward(code, result.steps, result.value).split('\n') == [
-    "x = 'ab'",
-    'y = 0 # 0',
-    "for c in x: # 'a'",
-    'if c == "b": # False',
-    "for c in x: # 'b'",
-    'if c == "b": # True',
-    'y += 1 # 1',
-    'for c in x: # done',
-    'x = y # 1',
-  ]
-  assert chains.backward(code, result.steps, result.value).split('\n') == [
-    "x = y # 'ab'",
-    'for c in x: # done',
-    'y += 1 # 0',
-    'if c == "b": # True',
-    "for c in x: # 'b'",
-    'if c == "b": # False',
-    "for c in x: # 'a'",
-    'y = 0 # new',
-    "x = 'ab'",
-  ]
+  return chosen, [synth.program('t', i, chosen) for i in range(200)]
 
 
-def test_splits_share_no_program(rows):
-  pids = [{row['pid'] for row in rows[split]} for split in build.SPLITS]
-  codes = [
-    {build.program_id(row['verify']['code']) for row in rows[split]}
-    for split in ('heldout', 'rl_train')
-  ]
-  assert not pids[0] & pids[1] and not pids[0] & pids[2]
-  assert not pids[1] & pids[2]
-  assert codes == pids[:2]
-
-
-def test_a_renamed_program_is_the_same_program():
-  codes = (
-    "def f(x):\n    y = ''\n    for c in x:\n        y = c + y\n    return y",
-    "def f(s):\n  b = ''\n  for i in s: b = i + b\n  return b",
-    "def f(y):\n    x = ''\n    for c in y:\n        x = c + x\n    return x",
-  )
-  others = (
-    codes[0].replace('c + y', 'y + c'),
-    codes[0].replace("''", "'c'"),
-    codes[0].replace('return y', 'return x'),
-  )
-  assert len({build.program_id(code) for code in codes}) == 1
-  assert len({build.program_id(code) for code in (codes[0], *others)}) == 4
-
-
-def test_names_are_the_only_thing_that_a_hash_leaves_out(traced):
-  """Renaming by text, the parameter alone, keeps the id and no more does."""
-  rename = lambda code, new: re.sub(rf"(?<!')\b{code[6]}\b", new, code)
-  ids = collections.defaultdict(set)
-  for program, _ in traced:
-    renamed = rename(program.code, 'zz')
-    assert build.program_id(renamed) == build.program_id(program.code)
-    ids[build.program_id(program.code)].add(renamed)
-  assert all(len(same) == 1 for same in ids.values())
-
-
-def test_every_answer_of_the_chains_is_right(rows):
-  """The completions of the SFT split would earn the full reward."""
-  tasks, texts = [], []
-  for row in rows['sft_train']:
-    question, completion = row['messages'][1:]
-    code, known = question['content'].split('\nassert f(')
-    args, output = known.split(') == ')
-    tasks.append(
-      {
-        'kind': row['kind'],
-        'code': code,
-        'entry': 'f',
-        'args': args,
-        'output': output,
-      }
-    )
-    texts.append(completion['content'])
-  for task, _text in zip(tasks, texts, strict=True):
-    if task['kind'] == 'output':  # The question hides it: run the program.
-      with Pool(1) as pool:
-        task['output'] = pool.run([Job(task['code'], 'f', task['args'])])[
-          0
-        ].value
+def test_short_programs_run_and_hold_only_what_was_chosen(short, pool):
+  chosen, programs = short
+  jobs = [Job(p.code, 'f', synth.source_of(p.args)) for p in programs]
+  assert [r.verdict for r in pool.run(jobs)].count('ok') > 190
+  small, letters = chosen.small, set(chosen.small['letters'])
+  for p in programs:
+    assert p.method in {e.name for e in chosen.targets}
+    assert p.code.count('\n') <= 5 and p.code[6] in chosen.names
+    (value,) = p.args
+    assert small['lengths'][0] <= len(value) <= small['lengths'][1]
+    assert len(set(value)) == len(value)  # No guess which one was copied.
+    if isinstance(value, str):
+      assert set(value.lower()) <= letters
     else:
-      task['args'] = '()'
-  with Pool(2) as pool:
-    rewards_B, _ = rewards.score(tasks, texts, [False] * len(tasks), pool)
+      assert max(value) <= small['largest']
+  hashes = {identity.program_hash(p.code) for p in programs}
+  assert len(hashes) > 120
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'said'),
+  [
+    ('methods', ['str.uper'], "there is no 'str.uper'"),
+    ('levels', ['shorter'], "there is no 'shorter'"),
+    ('small', {}, "level 'short' needs some"),
+  ],
+)
+def test_words_that_are_not_there_are_named(field, value, said):
+  settings = json.loads(data_smoke.get_config().to_json())['programs']
+  with pytest.raises(ValueError, match=f'programs.{field}: {said}'):
+    words.words(settings | {field: value})
+
+
+CODE = 'def f(x):\n    if x:\n        x.pop()\n    x = x + [4, 9]\n    return x'
+
+
+def test_a_bare_chain_is_the_lines_and_what_they_make(pool):
+  (result,) = pool.run([Job(CODE, 'f', '[1, 5, 7]', trace=True)])
+  frame, call = frames.entry(result.trace, CODE), 'f([1, 5, 7])'
+  told = narrate.forward(CODE, frame, call, 0, 300, ('bare',))
+  assert told.split('\n') == [
+    'x = [1, 5, 7]',
+    'if x # true with x = [1, 5, 7]',
+    'x.pop() # x = [1, 5]',
+    'x = x + [4, 9] # x = [1, 5, 4, 9]',
+  ]
+  undone = backward.backward(CODE, frame, call, '', 0, 300, ('bare',))
+  assert undone.split('\n') == [
+    'x = x + [4, 9] # x = [1, 5]',
+    'if x # x = [1, 5, 7]',
+    'x = [1, 5, 7]',
+  ]
+
+
+def test_splits_have_their_rows_and_share_no_program(rows):
+  assert {k: len(v) for k, v in rows.items()} == SPLITS
+  hashes = [
+    {identity.program_hash(row['verify']['code']) for row in some}
+    for some in rows.values()
+  ]
+  assert sum(map(len, hashes)) == len(set.union(*hashes))
+  for split, some in rows.items():
+    kinds = collections.Counter(row['kind'] for row in some)
+    share = 0.7 if split == 'rl_train' else 0.5
+    assert kinds['output'] == share * len(some)
+    assert kinds['output'] + kinds['input'] == len(some)
+
+
+def test_every_answer_of_the_chains_is_right(rows, pool):
+  some = rows['sft_train']
+  tasks = [{'kind': row['kind']} | row['verify'] for row in some]
+  texts = [row['messages'][-1]['content'] for row in some]
+  rewards_B, _ = rewards.score(tasks, texts, [False] * len(some), pool)
   assert (rewards_B == 1).all()
 
 
 def test_the_manifest_tells_what_there_is(rows, smoke_data):
   manifest = json.loads((smoke_data / 'manifest.json').read_text())
-  assert manifest['rows'] == {k: len(v) for k, v in rows.items()}
+  assert manifest['rows'] == SPLITS
   for name, digest in manifest['sha256'].items():
     data = (smoke_data / name).read_bytes()
     assert hashlib.sha256(data).hexdigest() == digest
-  for split, some in rows.items():
-    kinds = collections.Counter(row['kind'] for row in some)
-    assert manifest['kinds'][split] == kinds
-  heldout = [r['verify'] for r in rows['heldout'] if r['kind'] == 'output']
-  best = collections.Counter(v['output'] for v in heldout).most_common(1)[0][1]
-  assert manifest['constant_baseline']['output'] == best / len(heldout)
+  tok = tokenizer.load(smoke_data / 'tokenizer')
+  lengths = manifest['summary']['lengths']
+  assert lengths['unit'] == 'tokens' and len(tok) <= 512
+  texts = [row['messages'][-1]['content'] for row in rows['sft_train']]
+  longest = max(len(tok(text)['input_ids']) for text in texts)
+  assert lengths['all']['longest'] >= longest
+
+
+def test_the_constant_baseline_is_the_best_constant(rows, smoke_data, pool):
+  manifest = json.loads((smoke_data / 'manifest.json').read_text())
+  known = manifest['summary']['constant_baseline']
+  assert constant.baseline(rows['test'], pool) == known
+  tasks = {
+    kind: [r['verify'] for r in rows['test'] if r['kind'] == kind]
+    for kind in ('output', 'input')
+  }
+  outputs = [t['output'] for t in tasks['output']]
+  assert known['output'] == max(map(outputs.count, outputs)) / len(outputs)
+  for guess in {t['args'] for t in tasks['input']}:
+    jobs = [Job(t['code'], 'f', guess) for t in tasks['input']]
+    right = [
+      r.verdict == 'ok'
+      and literals.render(literals.parse(r.value)) == t['output']
+      for r, t in zip(pool.run(jobs), tasks['input'], strict=True)
+    ]
+    assert sum(right) / len(right) <= known['input']
 
 
 def command(out, *flags):
@@ -198,10 +171,10 @@ def command(out, *flags):
       'data_pipeline.build',
       f'--config={ROOT / "configs" / "data_smoke.py"}',
       f'--config.out={out}',
-      '--config.rl_input_share=1',
-      '--config.programs.sft_train=60',
-      '--config.programs.rl_train=20',
-      '--config.programs.heldout=10',
+      '--config.candidates=150',
+      '--config.chunk=50',
+      '--config.largest_share=0.2',
+      *(f'--config.splits.{k}={v}' for k, v in SPLITS.items()),
       *flags,
     ],
     cwd=ROOT,
@@ -210,10 +183,13 @@ def command(out, *flags):
   )
 
 
-def test_the_same_config_builds_the_same_bytes(smoke_data, tmp_path):
-  assert command(tmp_path / 'again').returncode == 0
-  read = lambda d: json.loads((d / 'manifest.json').read_text())['sha256']
-  assert read(tmp_path / 'again') == read(smoke_data)
+def test_any_number_of_workers_builds_the_same_bytes(smoke_data, tmp_path):
+  again = tmp_path / 'again'
+  assert command(again, '--config.workers=1').returncode == 0
+  files = [p.relative_to(again) for p in again.rglob('*') if p.is_file()]
+  assert len(files) == 5 + len(list((smoke_data / 'tokenizer').iterdir()))
+  for name in files:
+    assert (again / name).read_bytes() == (smoke_data / name).read_bytes(), name
 
 
 def test_what_is_built_stays_and_what_is_not_data_is_not_touched(
@@ -229,16 +205,6 @@ def test_what_is_built_stays_and_what_is_not_data_is_not_touched(
   foreign = command(tmp_path)
   assert foreign.returncode != 0 and 'not a dataset' in foreign.stderr
   assert (tmp_path / 'mine.txt').read_text() == 'keep'
-
-
-def test_a_share_of_input_questions_is_kept_by_program():
-  pids = [f'{i:016x}' for i in range(1000)]
-  ask = lambda kind, share: [
-    pid for pid in pids if build.is_kept({'kind': kind, 'pid': pid}, share)
-  ]
-  assert ask('output', 0.0) == ask('input', 1.0) == pids
-  assert ask('input', 0.0) == []
-  assert len(ask('input', 0.43)) == 430
 
 
 def test_where_data_lies_and_how_many_build_it_is_not_what_it_is():

@@ -176,7 +176,7 @@ def test_steps_stand_beside_the_final_answer():
 
 
 def test_the_heldout_split_from_the_command_line(small, smoke_data, tmp_path):
-  data = smoke_data / 'heldout.parquet'
+  data = smoke_data / 'test.parquet'
   done = command(small, f'--data={data}', f'--out={tmp_path}')
   assert done.returncode == 0, done.stderr
   report = json.loads((tmp_path / 'report.json').read_text())

@@ -4,6 +4,8 @@ import collections
 import contextlib
 import json
 import pathlib
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +15,8 @@ import datasets
 import pytest
 
 from crjax import data, rewards, tokenizer
-from crjax.execution import Pool
-from data_pipeline import identity, select
+from crjax.execution import Job, Pool
+from data_pipeline import identity, instrument, replay, select, verify
 from tests.conftest import ROOT
 
 SPLITS = {'sft_train': 90, 'rl_train': 60, 'dev': 20, 'test': 20}
@@ -238,7 +240,8 @@ def test_the_card_has_tables_and_rows_of_each_kind(built, rows):
 
 def test_too_few_candidates_say_so(built, tmp_path):
   done = run(tmp_path / 'few', '--config.candidates=20', fine=False)
-  assert 'raise config.candidates' in done.stderr
+  assert 'raise --config.candidates or lower' in done.stderr
+  assert '--config.splits.' in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -259,3 +262,80 @@ def test_quotas_add_up():
     found = select.quotas(size, mix)
     assert sum(found.values()) == size
     assert abs(found['coverage YES'] - found['coverage NO']) <= 1
+
+
+def test_every_row_is_verified(built, smoke_data):
+  """The command a user runs, over all rows of both kinds of datasets."""
+  for path in (built, smoke_data):
+    done = subprocess.run(
+      [sys.executable, '-m', 'data_pipeline.verify', path, '--workers=1'],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    (found,) = re.findall(r'verify: (\{.*\})', done.stdout)
+    found, size = (
+      json.loads(found),
+      sum(
+        len(datasets.Dataset.from_parquet(str(file)))
+        for file in path.glob('*.parquet')
+      ),
+    )
+    assert found['rows'] == found['answers'] == size
+    assert found['values'] > 3 * found['chains'] > 0
+
+
+def numbered(line, rng):
+  """The line with one number one larger, None without a number."""
+  found = list(re.finditer(r'(?<![\w`])\d+', line))
+  if not found:
+    return None
+  one = rng.choice(found)
+  return f'{line[: one.start()]}{int(one[0]) + 1}{line[one.end() :]}'
+
+
+def test_another_number_anywhere_in_a_chain_is_found(rows):
+  """Values, numbers of lines and of rounds; in every line of every chain."""
+  some, rng, tried = rows['sft_train'], random.Random(0), 0
+  with Pool(1) as pool:
+    jobs = [
+      Job(v['code'], v['entry'], v['args'], trace=True)
+      for v in (row['verify'] for row in some)
+    ]
+    results = pool.run(jobs)
+    seen = instrument.seen(jobs, [verify.told(r) for r in some], pool)
+  for row, result, parts in zip(some, results, seen, strict=True):
+    assert verify.chain(row, result.trace, parts) > 0
+    text = verify.told(row)
+    lines = text.split('\n')
+    for i, line in enumerate(lines):
+      if (wrong := numbered(line, rng)) is None:
+        continue
+      changed = '\n'.join([*lines[:i], wrong, *lines[i + 1 :]])
+      said = row['messages'][-1]['content'].replace(text, changed)
+      turns = [*row['messages'][:-1], {'role': 'assistant', 'content': said}]
+      tried += 1
+      with pytest.raises(replay.Wrong):
+        verify.chain(row | {'messages': turns}, result.trace, parts)
+  assert tried > 1000
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'said'),
+  [
+    ('output', '"other"', 'returns'),
+    ('args', '"no", "such", "arguments", "here"', 'ends with'),
+    ('gold', ['17'], 'the answer to'),
+    ('code', 'def nothing():\n    pass', 'ends with'),
+  ],
+)
+def test_a_wrong_row_is_found(rows, field, value, said):
+  good = next(r for r in rows['rl_train'] if r['kind'] == 'path')
+  bad = good | {'verify': good['verify'] | {field: value}}
+  report = verify.Report()
+  with Pool(1) as pool:
+    verify.compare([good], pool, report)
+    assert not report.failures
+    verify.compare([bad], pool, report)
+  assert said in report.failures[0]

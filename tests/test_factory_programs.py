@@ -7,7 +7,7 @@ import random
 import pytest
 
 from crjax.execution import Job, Pool, literals
-from data_pipeline import inventory, literal, synth
+from data_pipeline import inventory, literal, synth, words
 
 COUNT = 420  # Every level 60 times.
 
@@ -34,7 +34,7 @@ def test_nearly_every_program_runs(programs):
 
 def test_entries_levels_and_arities_are_balanced():
   """Over a round of the inventory nothing occurs more often than the rest."""
-  size = 3 * len(synth.LEVELS) * len(inventory.ENTRIES)
+  size = 3 * len(words.ALL.levels) * len(inventory.ENTRIES)
   index = range(size)
   methods = collections.Counter(
     (i * 67 % len(inventory.ENTRIES)) for i in index
@@ -42,9 +42,9 @@ def test_entries_levels_and_arities_are_balanced():
   assert set(methods.values()) == {size // len(inventory.ENTRIES)}
   some = [synth.program('b', i) for i in range(21)]
   assert collections.Counter(p.level for p in some) == dict.fromkeys(
-    synth.LEVELS, 3
+    words.ALL.levels, 3
   )
-  assert {len(p.kinds) for p in some} == set(synth.ARITIES)
+  assert {len(p.kinds) for p in some} == set(words.ALL.arities)
 
 
 def test_a_level_is_in_the_text(programs):

@@ -19,9 +19,9 @@ from data_pipeline import (
   synth,
   unfold,
 )
-from tests.test_factory_filters import SETTINGS
+from tests.test_factory_filters import CHAINS, SETTINGS
 
-COUNT, LONGEST = 140, 4000
+COUNT = 140
 STEP = re.compile(r'(?:Line |\[L|After line |)(?P<line>\d+)[\],:. ]')
 
 
@@ -51,7 +51,7 @@ def rows(traced):
   for asked in asking.ASKS:
     kind = asked.partition(' ')[0]
     for program, case, events in traced:
-      row = asking.ask(asked, program, case, events, longest=LONGEST)
+      row = asking.ask(asked, program, case, events, CHAINS)
       if isinstance(row, dict):
         found[kind].append((row, program, events))
       else:
@@ -85,8 +85,7 @@ def test_a_row_is_a_function_of_its_case(traced):
   for program, case, events in traced[:20]:
     for kind in asking.ASKS:
       one, two = (
-        asking.ask(kind, program, case, events, longest=LONGEST)
-        for _ in range(2)
+        asking.ask(kind, program, case, events, CHAINS) for _ in range(2)
       )
       assert one == two
 
@@ -185,7 +184,7 @@ def test_summaries_of_rounds_are_the_state_after_them(traced):
   for program, _case, events in traced:
     frame = frames.entry(events, program['code'])
     code = program['code']
-    teller = narrate.Teller(code, narrate.STYLES[0], 0, 0)
+    teller = narrate.Teller(code, narrate.STYLES['lines'], 0, 0)
     text = '\n'.join(teller.frame(frame))
     truth = collections.defaultdict(set)
     for lines in values_at(events, code).values():
@@ -226,7 +225,7 @@ def chain(pool, args, style, rounds, calls):
 
 
 def test_a_chain_reads_like_the_run(pool):
-  assert chain(pool, '[1, 5, 7], 3', 1, 3, 1) == [
+  assert chain(pool, '[1, 5, 7], 3', 'brackets', 3, 1) == [
     '[L2] total = 0.',
     '[L3] out = [].',
     '* round 1',
@@ -260,7 +259,7 @@ def test_a_chain_reads_like_the_run(pool):
 
 
 def test_loops_are_summarised_after_the_first_rounds(pool):
-  assert chain(pool, '[5, 6, 7, 8], 3', 1, 1, 0) == [
+  assert chain(pool, '[5, 6, 7, 8], 3', 'brackets', 1, 0) == [
     '[L2] total = 0.',
     '[L3] out = [].',
     '* round 1',
