@@ -91,7 +91,8 @@ start() {
   setsid nohup "$BASH" "$src/launch/worker.sh" supervise "$commit" -- "$@" \
     < /dev/null >> "$HOME_DIR/log" 2>&1 &
   echo $! > "$HOME_DIR/pid"
-  for _ in $(seq 50); do if alive; then break; fi; sleep 0.1; done
+  while [ "$(cat "$HOME_DIR/state")" = starting ] &&
+    kill -0 $! 2>/dev/null; do sleep 0.1; done
   say "started, log in $HOME_DIR/log"
 }
 

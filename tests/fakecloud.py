@@ -9,6 +9,7 @@ there. The cloud's directory ($FAKE_CLOUD) holds:
   m0, ...  the machines; a file `dead` in one: it does not answer
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -54,10 +55,8 @@ def end(cloud):
   """Ends what still runs on the machines."""
   for machine in cloud.glob('m*/crjax/pid'):
     pid = int(machine.read_text())
-    try:
+    with contextlib.suppress(ProcessLookupError):
       os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-      pass
 
 
 def fault(verb):

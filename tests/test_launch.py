@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import shlex
 import shutil
 import subprocess
@@ -100,11 +99,11 @@ def test_a_dry_run_prints_every_command_and_runs_none(cloud):
   split = [shlex.split(line) for line in lines if not line.startswith('tpu:')]
   verbs = [a[a.index('queued-resources') + 1] for a in split if 'tpus' in a]
   assert verbs == ['create', 'describe', 'scp', 'ssh', 'ssh']
-  assert split[0] == [
-    *'gcloud compute tpus queued-resources create cr'.split(),
-    *'--node-count=2 --node-prefix=cr --accelerator-type=v6e-8'.split(),
-    *'--runtime-version=v2-alpha-tpuv6e --spot --zone=us-east5-a'.split(),
-  ]
+  assert ' '.join(split[0]) == (
+    'gcloud compute tpus queued-resources create cr'
+    ' --node-count=2 --node-prefix=cr --accelerator-type=v6e-8'
+    ' --runtime-version=v2-alpha-tpuv6e --spot --zone=us-east5-a'
+  )
   last = split[-1]
   assert f'start {HEAD} -- {" ".join(command)}' in last[-2]
   assert '--node=all' in last and '--worker=all' in last
@@ -278,7 +277,7 @@ def test_ssh_dry_run_and_a_machine_that_is_down(cloud, hosts):
   lines = cloud.run(SSH, 'up', hosts, '--dry-run', *command).splitlines()
   assert not (cloud.path / 'calls').exists()
   split = [shlex.split(line) for line in lines if not line.startswith('ssh:')]
-  assert [a[0] for a in split] == 'git scp ssh scp ssh ssh ssh'.split()
+  assert ' '.join(a[0] for a in split) == 'git scp ssh scp ssh ssh ssh'
   assert 'JAX_COORDINATOR_ADDRESS=m0:29400' in split[-1][-1]
   assert 'JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=1 python' in split[-1][-1]
   (cloud.path / 'm1' / 'dead').touch()
@@ -286,12 +285,17 @@ def test_ssh_dry_run_and_a_machine_that_is_down(cloud, hosts):
 
 
 SLURM = {
-  'scontrol': 'case $1 in show) echo n0; echo n1;; *) echo $* >> $SHARED/q;; esac',
-  'scancel': 'pkill -TERM -f "$SHARED/node" || true',
-  # Both nodes of the step; the code of the step is the highest of theirs.
+  'scontrol': """case $1 in
+  show) echo n0; echo n1 ;;
+  *) echo "$@" >> "$SHARED/q" ;;
+esac""",
+  'scancel': 'pkill -TERM -f "$SHARED/node"',
+  # Both nodes of the step; the code of the step is that of the last to fail.
   'srun': """shift
-for i in 0 1; do SLURM_PROCID=$i SLURMD_NODENAME=n$i "$@" & pids="$pids $!"; done
-code=0; for p in $pids; do wait $p || code=$?; done; exit $code""",
+for i in 0 1; do SLURM_PROCID=$i "$@" & pids="$pids $!"; done
+code=0
+for p in $pids; do wait $p || code=$?; done
+exit $code""",
 }
 
 
