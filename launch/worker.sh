@@ -28,7 +28,7 @@ die() { echo "worker: $*" >&2; exit 1; }
 say() { echo "[$(date -u +%FT%TZ) $(hostname)] $*"; }
 note() { printf '%s\n' "$*" > "$HOME_DIR/state.tmp"; mv "$HOME_DIR/state.tmp" "$HOME_DIR/state"; }
 # A pid can be another process after a reboot; a lock ends with its holders.
-alive() { ! flock --nonblock "$HOME_DIR/lock" true; }
+alive() { ! flock --shared --nonblock "$HOME_DIR/lock" true; }
 
 venv_of() {  # The directory of the packages that a checkout asks for.
   local sum
@@ -100,7 +100,8 @@ supervise() {
   local commit=$1 failures=0 began code
   shift 2
   exec 9> "$HOME_DIR/lock"
-  flock --nonblock 9 || die 'a job runs here already'
+  # Those who only look hold it too, for a moment.
+  flock --timeout 10 9 || die 'a job runs here already'
   cd "$HOME_DIR/src/$commit"
   PATH="$(dirname "$(python_of "$PWD")"):$PATH"
   set -a

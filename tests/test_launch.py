@@ -1,4 +1,7 @@
-"""Launchers drive a cloud of directories: see fakecloud.py."""
+"""Launchers drive a cloud of directories, see fakecloud.py.
+
+What travels to its machines is HEAD, as it is for a user: commit first.
+"""
 
 import os
 import pathlib
