@@ -25,6 +25,7 @@ MAY_CHANGE = {
   'save_every',
   'keep',
   'samples_every',
+  'watchdog',
   'how',
 }
 

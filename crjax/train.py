@@ -10,6 +10,7 @@ unpacked into explicit arguments of functions that know nothing of it.
 import contextlib
 import functools
 import pathlib
+import sys
 
 from absl import app, flags, logging
 import jax
@@ -18,6 +19,7 @@ from ml_collections import config_flags
 from crjax import (
   advantages,
   checkpoint,
+  cluster,
   data,
   execution,
   grpo,
@@ -48,7 +50,11 @@ def train_sft(c):
   )
   steps = max(int(c.epochs * batches.rows / c.batch), 1)
   optimizer, rate = make_optimizer(c, updates=steps)
-  with jax.set_mesh(mesh), checkpoint.open_manager(c.workdir, keep=c.keep) as m:
+  with (
+    jax.set_mesh(mesh),
+    checkpoint.open_manager(c.workdir, keep=c.keep) as m,
+    cluster.watchdog(c.workdir, c.watchdog) as beat,
+  ):
     update = sft.make_update(
       cfg,
       optimizer,
@@ -61,7 +67,8 @@ def train_sft(c):
     state = start(c, m, mesh, cfg, load, optimizer, batches)
     with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
       run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
-      run(state, batches, save=saver(c, m, steps), steps=steps)
+      save = saver(c, m, steps, beat)
+      run(state, batches, save=save, steps=steps)
 
 
 def train_grpo(c):
@@ -83,6 +90,7 @@ def train_grpo(c):
     jax.set_mesh(mesh),
     checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
     execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
+    cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
     note_sandbox(c, pool.report)
     frozen = load_frozen(c, cfg, load, mesh)
@@ -128,7 +136,7 @@ def train_grpo(c):
         ),
         update=update,
         log=log,
-        save=saver(c, manager, c.steps),
+        save=saver(c, manager, c.steps, beat),
         steps=c.steps,
       )
 
@@ -188,16 +196,30 @@ def note_sandbox(c, report):
   print(f'{c.task}: programs run at isolation level {report["level"]}')
 
 
-def saver(c, manager, steps: int):
+def saver(c, manager, steps: int, beat):
   """(step, state, batches) -> None: writes every c.save_every and at the end.
 
-  Step 0 is kept for a random start: it exists nowhere else.
+  Step 0 is kept for a random start: it exists nowhere else. After SIGTERM, to
+  whichever process, all of them save and leave with the status cluster.SAVED.
+  `beat`: see cluster.watchdog.
   """
+  stopping = cluster.listen()
 
   def save(step, state, batches):
+    beat(step)
+    stop = stopping(step) and 0 < step < steps
     first = step == 0 and not c.model
-    if first or (step and (step % c.save_every == 0 or step == steps)):
+    due = step and (step % c.save_every == 0 or step == steps)
+    if first or due or stop:
       checkpoint.save(manager, step, state, batches.get_state())
+    if stop:
+      manager.wait_until_finished()
+      print(
+        f'{c.task}: told to stop: saved step {step} of {steps} in {c.workdir}; '
+        'the same command continues',
+        flush=True,
+      )
+      sys.exit(cluster.SAVED)
 
   return save
 
@@ -231,7 +253,7 @@ def define_flags():
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
   if flags.FLAGS.distributed:
-    jax.distributed.initialize()
+    cluster.join()
   config = flags.FLAGS.config
   TASKS[config.task](config)
 

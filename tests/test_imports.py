@@ -22,7 +22,7 @@ ROWS = [
   },
   {'attention', 'rewards', 'data', 'evals'},
   {'model'},
-  {'hf', 'sampling', 'checkpoint'},
+  {'hf', 'sampling', 'checkpoint', 'cluster'},
   {'sft', 'grpo', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
 ]
