@@ -20,7 +20,11 @@ VALUES = {
   'epochs': 60,
   'save_every': 100000,
   'batch': 8,
+  'length': 256,  # All rows fit.
+  'schedule': 'constant',  # Whatever the number of steps to come.
+  'warmup': 0,
 }
+ROWS = 120  # Of the fixture smoke_data.
 STEP_SECONDS = 180  # For a first step on a busy machine of two cores.
 
 
@@ -96,7 +100,7 @@ class Job:
 
 def finish(smoke_data, workdir, processes, steps):
   """Trains to `steps` and returns the parameters."""
-  epochs = (steps * VALUES['batch'] + 1) / 60  # Of the 60 rows of smoke_data.
+  epochs = (steps * VALUES['batch'] + 1) / ROWS
   with Job(smoke_data, workdir, processes, epochs=epochs) as job:
     outputs = job.outputs()
   assert job.codes() == [0] * processes, outputs
