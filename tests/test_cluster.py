@@ -109,7 +109,9 @@ def finish(smoke_data, workdir, processes, steps):
   return outputs, params
 
 
-@pytest.mark.parametrize('processes', [1, 2])
+@pytest.mark.parametrize(
+  'processes', [1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_sigterm_saves_and_the_run_resumes(smoke_data, tmp_path, processes):
   with Job(smoke_data, tmp_path / 'a', processes) as job:
     job.wait_for(3)
@@ -125,10 +127,11 @@ def test_sigterm_saves_and_the_run_resumes(smoke_data, tmp_path, processes):
   jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
 
+@pytest.mark.slow
 def test_a_stalled_neighbour_is_named_and_the_job_ends(smoke_data, tmp_path):
-  with Job(smoke_data, tmp_path, 2, watchdog=20) as job:
+  with Job(smoke_data, tmp_path, 2, watchdog=60) as job:
     job.wait_for(2)
-    time.sleep(6)  # Both have left a note.
+    time.sleep(20)  # Both have left a note.
     job.processes[1].send_signal(signal.SIGSTOP)
     output = job.processes[0].communicate(timeout=STEP_SECONDS)[0]
     assert job.processes[0].returncode == cluster.HUNG, output
