@@ -71,5 +71,6 @@ def get_config(preset='crjax'):
   c.remat = 'full'
   c.save_every = 20
   c.keep = 2
+  c.watchdog = 3600  # Seconds without a step, then the run ends.
   c.samples_every = 1
   return choose(c, preset)

@@ -68,5 +68,6 @@ def get_config(preset='crjax'):
   c.remat = 'none'
   c.save_every = 20
   c.keep = 2
+  c.watchdog = 600  # Seconds without a step, then the run ends.
   c.samples_every = 1
   return choose(c, preset)

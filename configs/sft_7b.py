@@ -57,5 +57,6 @@ def get_config():
   c.remat = 'full'
   c.save_every = 100
   c.keep = 2
+  c.watchdog = 3600  # Seconds without a step, then the run ends.
   c.samples_every = 0
   return c

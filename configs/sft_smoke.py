@@ -64,5 +64,6 @@ def get_config():
   c.remat = 'none'
   c.save_every = 250
   c.keep = None  # All: the untrained model is one of them.
+  c.watchdog = 600  # Seconds without a step, then the run ends.
   c.samples_every = 0
   return c

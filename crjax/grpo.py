@@ -23,7 +23,17 @@ from crjax.sharding import gather, sum_over_processes
 
 
 def run(
-  state, prompts, *, collect, advantage, batch, update, log, save, steps: int
+  state,
+  prompts,
+  *,
+  collect,
+  advantage,
+  batch,
+  update,
+  log,
+  due,
+  save,
+  steps: int,
 ):
   """Trains to `steps` from wherever `state` and `prompts` stand.
 
@@ -36,11 +46,13 @@ def run(
     batch: (Prompts, Rollout, rewards_QR, adv_QR) -> Batch, see `make_batch`.
     update: (state, Batch on the host) -> (state, metrics on the device).
     log: called with (step, metrics, tokens sampled, rows of samples).
-    save: called with (step, state, prompts); decides itself whether to write.
+    due: step -> whether its state is kept, asked once a step.
+    save: called with (step, state, prompts) where it is.
     steps: total batches of the run.
   """
   start = int(gather(state['step']))
-  save(start, state, prompts)
+  if due(start):
+    save(start, state, prompts)
   for step in range(start + 1, steps + 1):
     questions, rolled, rewards_QR, rows = collect(state, prompts)
     adv_QR = advantage(questions, rolled, rewards_QR)
@@ -50,7 +62,8 @@ def run(
     watch.describe(rows, adv_QR, rolled)
     metrics = gather(metrics) | host
     log(step, metrics, tokens=int(rolled.mask_BT.sum()), rows=rows)
-    save(step, state, prompts)
+    if due(step):
+      save(step, state, prompts)
   return state
 
 

@@ -27,6 +27,7 @@ MAY_CHANGE = {
   'save_every',
   'keep',
   'samples_every',
+  'watchdog',
   'how',
 }
 

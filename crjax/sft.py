@@ -24,12 +24,13 @@ def run(state, batches, *, mesh, update, count, log, save, due, steps: int):
     update: see `make_update`.
     count: Examples on the host -> what `log` takes by name beside the metrics.
     log: called with (step, metrics as floats, **what `count` gave).
-    save: called with (step, state, batches); writes where `due` says so.
-    due: step -> whether `save` writes; all is logged before it does.
+    due: step -> whether its state is kept, asked once a step.
+    save: called with (step, state, batches) where it is; all is logged before.
     steps: total optimizer steps of the run.
   """
   start = int(gather(state['step']))
-  save(start, state, batches)
+  if due(start):
+    save(start, state, batches)
   finish = lambda: None
   for step in range(start + 1, steps + 1):
     began = time.monotonic()

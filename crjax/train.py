@@ -10,6 +10,7 @@ unpacked into explicit arguments of functions that know nothing of it.
 import contextlib
 import functools
 import pathlib
+import sys
 
 from absl import app, flags, logging
 import jax
@@ -17,6 +18,7 @@ from ml_collections import config_flags
 
 from crjax import (
   checkpoint,
+  cluster,
   curriculum,
   data,
   execution,
@@ -51,7 +53,11 @@ def train_sft(c):
   batches = open_examples(c, tok)
   steps = max(int(c.epochs * batches.rows / c.batch), 1)
   optimizer, rate = make_optimizer(c, updates=steps)
-  with jax.set_mesh(mesh), checkpoint.open_manager(c.workdir, keep=c.keep) as m:
+  with (
+    jax.set_mesh(mesh),
+    checkpoint.open_manager(c.workdir, keep=c.keep) as m,
+    cluster.watchdog(c.workdir, c.watchdog) as beat,
+  ):
     update = sft.make_update(
       cfg,
       optimizer,
@@ -67,12 +73,13 @@ def train_sft(c):
     state = start(c, m, mesh, cfg, load, optimizer, batches)
     with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
       run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
+      due, save = saving(c, m, steps, beat)
       run(
         state,
         batches,
-        save=saver(c, m, steps),
+        save=save,
+        due=due,
         count=functools.partial(sft.count, cfg),
-        due=functools.partial(due, c, steps=steps),
         steps=steps,
       )
 
@@ -87,6 +94,7 @@ def train_grpo(c):
     jax.set_mesh(mesh),
     checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
     execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
+    cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
     note_sandbox(c, pool.report)
     frozen = load_frozen(c, cfg, load, mesh)
@@ -105,6 +113,7 @@ def train_grpo(c):
       open_log(c, state, c.steps, watch.alarms) as log,
       jax.transfer_guard('disallow'),
     ):
+      due, save = saving(c, manager, c.steps, beat)
       grpo.run(
         state,
         prompts,
@@ -113,7 +122,8 @@ def train_grpo(c):
         batch=make_batching(c),
         update=update,
         log=log,
-        save=saver(c, manager, c.steps),
+        due=due,
+        save=save,
         steps=c.steps,
       )
 
@@ -316,24 +326,36 @@ def note_sandbox(c, report):
   print(f'{c.task}: programs run at isolation level {report["level"]}')
 
 
-def due(c, step: int, steps: int) -> bool:
-  """Whether the state of a step is kept: every c.save_every, and the last.
+def saving(c, manager, steps: int, beat):
+  """(due, save) of a run: when its state is kept, and how.
 
-  Step 0 is kept for a random start: it exists nowhere else.
+  `due(step)`, once a step, is true every c.save_every, at the end, at step 0 of
+  a random start, which exists nowhere else, and after SIGTERM to whichever
+  process. Then `save(step, state, batches)` writes; told to stop, it ends the
+  process with the status cluster.SAVED. `beat`: see cluster.watchdog.
   """
-  if step == 0:
-    return not c.model
-  return step % c.save_every == 0 or step == steps
+  stopping, told = cluster.listen(), []
 
-
-def saver(c, manager, steps: int):
-  """(step, state, batches) -> None: writes where it is `due`."""
+  def due(step):
+    beat(step)
+    if stopping(step) and step < steps:
+      told.append(step)
+    first = step == 0 and not c.model
+    regular = step and (step % c.save_every == 0 or step == steps)
+    return bool(first or regular or told)
 
   def save(step, state, batches):
-    if due(c, step, steps):
-      checkpoint.save(manager, step, state, batches.get_state())
+    checkpoint.save(manager, step, state, batches.get_state())
+    if told:
+      manager.wait_until_finished()
+      print(
+        f'{c.task}: told to stop: saved step {step} of {steps} in {c.workdir}; '
+        'the same command continues',
+        flush=True,
+      )
+      sys.exit(cluster.SAVED)
 
-  return save
+  return due, save
 
 
 @contextlib.contextmanager
@@ -373,7 +395,7 @@ def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
   runtime.prepare()
   if flags.FLAGS.distributed:
-    jax.distributed.initialize()
+    cluster.join()
   config = flags.FLAGS.config
   TASKS[config.task](config)
 

@@ -35,7 +35,7 @@ ROWS = [
     'objectives',
   },
   {'model', 'optim', 'curriculum', 'watch'},
-  {'hf', 'sampling', 'decoding', 'engine', 'checkpoint'},
+  {'hf', 'sampling', 'decoding', 'engine', 'checkpoint', 'cluster'},
   {'sft', 'grpo', 'policy', 'evaluate'},
   {'train', 'inputs', 'export', 'generate', 'serve', 'report'},
 ]
