@@ -49,15 +49,8 @@ def train_sft(c):
   steps = max(int(c.epochs * batches.rows / c.batch), 1)
   optimizer, rate = make_optimizer(c, updates=steps)
   with jax.set_mesh(mesh), checkpoint.open_manager(c.workdir, keep=c.keep) as m:
-    update = sft.make_update(
-      cfg,
-      optimizer,
-      rate,
-      frozen=load_frozen(c, cfg, load, mesh),
-      micro=c.micro,
-      dtype=DTYPES[c.dtype],
-      remat=c.remat,
-    )
+    frozen = load_frozen(c, cfg, load, mesh)
+    update = sft_update(c, cfg, optimizer, rate, frozen=frozen)
     state = start(c, m, mesh, cfg, load, optimizer, batches)
     with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
       run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
@@ -98,7 +91,8 @@ def train_grpo(c):
       temperature=c.temperature,
       waves=c.waves,
     )
-    update = grpo.make_update(
+    update = grpo_update(
+      c,
       cfg,
       optimizer,
       rate,
@@ -106,14 +100,6 @@ def train_grpo(c):
       frozen=frozen,
       # The reference is the model that the run started from, resumed or not.
       reference=first_params(c, cfg, load, mesh) if c.kl_coef else None,
-      minibatches=c.minibatches,
-      micro=c.micro,
-      temperature=c.temperature,
-      clip=tuple(c.clip),
-      band=tuple(c.band),
-      kl_coef=c.kl_coef,
-      dtype=dtype,
-      remat=c.remat,
     )
     state = start(c, manager, mesh, cfg, load, optimizer, prompts)
     with open_log(c, state, c.steps) as log, jax.transfer_guard('disallow'):
@@ -136,6 +122,39 @@ def train_grpo(c):
 TASKS = {'sft': train_sft, 'grpo': train_grpo}
 
 
+def sft_update(c, cfg, optimizer, rate, *, frozen):
+  """The step of an SFT run; what `plan` compiles, too."""
+  return sft.make_update(
+    cfg,
+    optimizer,
+    rate,
+    frozen=frozen,
+    micro=c.micro,
+    dtype=DTYPES[c.dtype],
+    remat=c.remat,
+  )
+
+
+def grpo_update(c, cfg, optimizer, rate, mesh, *, frozen, reference):
+  """The update of a GRPO run; what `plan` compiles, too."""
+  return grpo.make_update(
+    cfg,
+    optimizer,
+    rate,
+    mesh,
+    frozen=frozen,
+    reference=reference,
+    minibatches=c.minibatches,
+    micro=c.micro,
+    temperature=c.temperature,
+    clip=tuple(c.clip),
+    band=tuple(c.band),
+    kl_coef=c.kl_coef,
+    dtype=DTYPES[c.dtype],
+    remat=c.remat,
+  )
+
+
 def make_optimizer(c, *, updates: int):
   """(optimizer, schedule) for a run of so many optimizer updates."""
   rate = optim.schedule(
@@ -154,26 +173,29 @@ def make_optimizer(c, *, updates: int):
   return optimizer, rate
 
 
+def abstract_state(c, cfg, optimizer, mesh):
+  """(params -> state, shapes and shardings of that state)."""
+  make = functools.partial(optim.init_state, optimizer, seed=c.seed)
+  whole = hf.abstract(cfg)
+  shapes = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
+  return make, jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    tree_shardings(shapes, mesh),
+  )
+
+
 def start(c, manager, mesh, cfg, load, optimizer, batches):
   """The state to train from: the newest checkpoint, else a fresh start.
 
   Also moves `batches` to the position that belongs to the state.
   """
-  make = functools.partial(optim.init_state, optimizer, seed=c.seed)
-  whole = hf.abstract(cfg)
-  abstract = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
-  shardings = tree_shardings(abstract, mesh)
-  found = checkpoint.restore(
-    manager,
-    jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      shardings,
-    ),
-  )
+  make, abstract = abstract_state(c, cfg, optimizer, mesh)
+  found = checkpoint.restore(manager, abstract)
   if found is None:
     params = first_params(c, cfg, load, mesh)
     print(f'{c.task}: {model.count(params):,} trained parameters, a fresh run')
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(make, out_shardings=shardings)(params)
   state, position = found
   batches.set_state(position)

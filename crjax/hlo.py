@@ -1,0 +1,257 @@
+"""Reads a compiled program: what moves between devices and through memory.
+
+XLA's own cost analysis counts the body of a loop once, whatever its number of
+turns; here a loop counts as often as XLA says that it runs.
+"""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+KINDS = (
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+)
+# Instructions that name or group memory and move none.
+FREE = {
+  'parameter',
+  'constant',
+  'tuple',
+  'get-tuple-element',
+  'bitcast',
+  'while',
+  'conditional',
+  'call',
+  'after-all',
+  'partition-id',
+  'replica-id',
+  'iota',
+}
+BITS = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16, 'token': 0, 'c64': 64}
+SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\]')
+INSTRUCTION = re.compile(r'\s+(ROOT )?%?([\w.\-]+) = ')
+HEADER = re.compile(r'(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$')
+CALLED = re.compile(
+  r'(body|condition|calls|to_apply|branch_computations|true_computation|'
+  r'false_computation)=(\{[^}]*\}|%?[\w.\-]+)'
+)
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+class Instruction(NamedTuple):
+  name: str
+  shape: str
+  op: str
+  operands: list[str]
+  rest: str
+  root: bool
+
+
+class Collective(NamedTuple):
+  """One kind and size; `bytes` is the whole array, `count` runs a call."""
+
+  kind: str
+  bytes: int
+  group: int  # devices that take part together
+  count: int
+
+
+def parse(text: str):
+  """({name: its instructions}, name of the entry)."""
+  found, entry, inside = {}, None, None
+  for line in text.splitlines():
+    if inside is None:
+      header = HEADER.match(line)
+      if header and '=' not in line.split('(')[0]:
+        inside = found.setdefault(header[2], [])
+        entry = header[2] if header[1] else entry
+    elif line.startswith('}'):
+      inside = None
+    elif start := INSTRUCTION.match(line):
+      inside.append(_instruction(line[start.end() :], start[2], start[1]))
+  return found, entry
+
+
+def _instruction(text, name, root):
+  end = _closing(text, 0) if text.startswith('(') else text.index(' ')
+  shape, rest = text[:end], text[end:].lstrip()
+  op, _, rest = rest.partition('(')
+  end = _closing('(' + rest, 0) - 1
+  inside = rest[: end - 1]
+  named = re.findall(r'%([\w.\-]+)', inside)
+  operands = [inside] if op == 'constant' else named
+  return Instruction(name, shape, op, operands, rest[end:], bool(root))
+
+
+def _closing(text, start):
+  """The index after the parenthesis that closes the one at `start`."""
+  depth = 0
+  for i in range(start, len(text)):
+    depth += (text[i] == '(') - (text[i] == ')')
+    if not depth:
+      return i + 1
+  return len(text)
+
+
+def sizes(shape: str) -> list[int]:
+  """Bytes of each array in a shape, tuples flattened."""
+  found = []
+  for dtype, dims in SHAPE.findall(shape):
+    digits = re.search(r'\d+', dtype)
+    bits = BITS.get(dtype, int(digits[0]) if digits else 8)
+    n = math.prod(int(d) for d in dims.split(',') if d)
+    found.append(n * bits // 8)
+  return found
+
+
+def times(computations, entry):
+  """(how often each computation runs, which of them are parts of a fusion).
+
+  A loop whose number of turns is not written in the program counts one turn.
+  """
+  counts, fused = collections.Counter(), set()
+  todo = [(entry, 1, False)]
+  while todo:
+    name, n, within = todo.pop()
+    counts[name] += n
+    if within:
+      fused.add(name)
+    for x in computations[name]:
+      if x.op in ('fusion', 'while', 'conditional', 'call', 'async-start'):
+        called = dict(CALLED.findall(x.rest))
+        turns = _turns(x, called, computations) if x.op == 'while' else 1
+        called.pop('condition', None)
+        todo += [
+          (inner, n * turns, within or x.op == 'fusion')
+          for names in called.values()
+          for inner in re.findall(r'[\w.\-]+', names)
+          if inner in computations
+        ]
+  return counts, fused
+
+
+def _turns(x, called, computations) -> int:
+  """The turns of a `while`: noted by XLA, or read off its condition, i < n."""
+  noted = TRIPS.search(x.rest)
+  if noted:
+    return int(noted[1])
+  condition = computations[called['condition'].lstrip('%')]
+  root = condition[-1]
+  constants = {y.name: y.operands for y in condition if y.op == 'constant'}
+  if root.op != 'compare' or 'direction=LT' not in root.rest:
+    return 1
+  end = constants.get(root.operands[-1])
+  return int(end[0]) if end and end[0].isdigit() else 1
+
+
+def collectives(computations, counts) -> list[Collective]:
+  """What crosses the links, largest total first.
+
+  The start and the end of one that runs beside other work may both show it:
+  one channel counts once.
+  """
+  channels = {}
+  for name, n in counts.items():
+    shapes = {x.name: x.shape for x in computations[name]}
+    for x in computations[name]:
+      kind = x.op.removesuffix('-start')
+      if kind in KINDS:
+        channel = re.search(r'channel_id=(\d+)', x.rest)
+        channel = channel[1] if channel else x.name
+        _, most = channels.get(channel, (None, 0))
+        key = kind, _whole(x, shapes), _group(x.rest)
+        channels[channel] = key, max(n, most)
+  found = collections.Counter()
+  for key, n in channels.values():
+    found[key] += n
+  rows = [Collective(*key, n) for key, n in found.items()]
+  return sorted(rows, key=lambda c: -c.bytes * c.count)
+
+
+def _whole(x, shapes) -> int:
+  """Bytes of the arrays before they are split or after they are joined."""
+  read = sum(sum(sizes(shapes.get(o, ''))) for o in x.operands)
+  made = sum(sizes(x.shape))
+  # A start returns what it read beside what it makes.
+  return max(read, made - read if x.op.endswith('-start') else made)
+
+
+def _group(rest) -> int:
+  """Devices that take part together, in any of XLA's three notations."""
+  axes = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)
+  if axes:
+    sizes = {k: int(n) for k, n in re.findall(r"'(\w+)'=(\d+)", axes[1])}
+    return math.prod(sizes[k] for k in re.findall(r"'(\w+)'", axes[2]))
+  iota = re.search(r'replica_groups=\[(\d+),(\d+)\]', rest)
+  if iota:
+    return int(iota[2])
+  listed = re.search(r'replica_groups=\{\{([\d,]*)\}', rest)
+  return len(listed[1].split(',')) if listed else 2
+
+
+def wire(c: Collective) -> float:
+  """Bytes that leave a device for one run of it, as a ring does it."""
+  share = (c.group - 1) / c.group
+  factor = {'all-reduce': 2 * share, 'collective-permute': 1.0}
+  return c.bytes * factor.get(c.kind, share)
+
+
+def traffic(computations, counts, fused) -> float:
+  """Bytes that instructions read and write in memory, on one device.
+
+  An upper bound: what stays in a cache between two instructions counts twice.
+  """
+  total = 0
+  for name, n in counts.items():
+    if name in fused:
+      continue
+    shapes = {x.name: x.shape for x in computations[name]}
+    for x in computations[name]:
+      if x.op not in FREE and not x.op.endswith('-done'):
+        total += n * _moved(x, shapes, computations)
+  return total
+
+
+def _moved(x, shapes, computations):
+  size = lambda name: sum(sizes(shapes.get(name, '')))
+  if x.op == 'dynamic-update-slice':
+    return 2 * size(x.operands[1])
+  if x.op in ('dynamic-slice', 'slice', 'gather'):
+    return 2 * sum(sizes(x.shape))
+  called = dict(CALLED.findall(x.rest)).get('calls', '').lstrip('%')
+  if x.op != 'fusion' or called not in computations:
+    return sum(sizes(x.shape)) + sum(map(size, x.operands))
+  inside = computations[called]
+  inner = {y.name: y.shape for y in inside}
+  read = sum(_read(y, inside, inner) for y in inside if y.op == 'parameter')
+  updates = [y for y in inside if y.op == 'dynamic-update-slice']
+  if updates and sum(sizes(updates[-1].shape)) >= sum(sizes(x.shape)):
+    return read + sum(sizes(inner[updates[-1].operands[1]]))
+  return read + sum(sizes(x.shape))
+
+
+def _read(parameter, inside, shapes):
+  """A fusion reads of an operand only the slices that it takes of it."""
+  users = [y for y in inside if parameter.name in y.operands]
+  total = 0
+  for y in users:
+    if y.op in ('dynamic-slice', 'slice', 'gather'):
+      total += sum(sizes(y.shape))
+    elif y.op != 'dynamic-update-slice' or y.operands[0] != parameter.name:
+      return sum(sizes(shapes[parameter.name]))
+  return total
+
+
+def kernels(computations) -> collections.Counter:
+  """Custom calls by target: which hand-written kernels are in the program."""
+  found = collections.Counter()
+  for inside in computations.values():
+    for x in inside:
+      if x.op == 'custom-call':
+        target = re.search(r'custom_call_target="([^"]*)"', x.rest)
+        found[target[1]] += 1
+  return found
