@@ -91,6 +91,14 @@ def visible(slot_T, segment_BS, segment_BT=None):
   return mask_BTS & (segment_BT[:, :, None] == segment_BS[:, None, :])
 
 
+def place(old_BKSH, new_BKTH, slot):
+  """Writes T keys or values from `slot` on: one of all rows, or one a row."""
+  if jnp.ndim(slot) == 0:
+    return jax.lax.dynamic_update_slice(old_BKSH, new_BKTH, (0, 0, slot, 0))
+  one = lambda old, new, s: jax.lax.dynamic_update_slice(old, new, (0, s, 0))
+  return jax.vmap(one)(old_BKSH, new_BKTH, slot)
+
+
 def attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
   """Scaled dot-product attention, softmax in float32; returns y_BTNH.
 

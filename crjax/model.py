@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from crjax import losses
-from crjax.attention import Yarn, attend, rope, visible
+from crjax.attention import Yarn, attend, place, rope, visible
 from crjax.lora import MARK, Lora, merge
 from crjax.sharding import shard, suffix
 
@@ -141,9 +141,7 @@ class Attention(nn.Module):
     v_BKSH = v_BTKH.swapaxes(1, 2)
     if cache is not None:  # The new tokens take their slots; attend to all.
       k_BKSH, v_BKSH = cache = jax.tree.map(
-        lambda old, new: jax.lax.dynamic_update_slice(
-          old, new, (0, 0, slot, 0)
-        ),
+        lambda old, new: place(old, new, slot),
         cache,
         (k_BKSH, v_BKSH),
       )
@@ -337,6 +335,11 @@ def decode(cfg, params, tokens_BT, pos_BT, valid_BS, cache, slot):
   `params` comes from `unstack`; the cache's length is S. Layers are unrolled.
   """
   mask_BTS = visible(slot + jnp.arange(tokens_BT.shape[1]), valid_BS)
+  return blocks(cfg, params, tokens_BT, pos_BT, mask_BTS, cache, slot)
+
+
+def blocks(cfg, params, tokens_BT, pos_BT, mask_BTS, cache, slot):
+  """(hidden_BTD, cache): all layers, unrolled."""
   x_BTD = shard(params['embed_VD'][tokens_BT], 'BTD')
   block, written = Block(cfg), []
   for layer, kv in zip(params['layers'], cache, strict=True):
@@ -346,3 +349,26 @@ def decode(cfg, params, tokens_BT, pos_BT, valid_BS, cache, slot):
     written.append(kv)
   norm = RMSNorm(cfg.norm_eps)
   return norm.apply({'params': params['final_norm']}, x_BTD), written
+
+
+def prefill(cfg: Config, params, tokens_BP):
+  """The cache, P long, of prompts that are padded behind their last token."""
+  B, P = tokens_BP.shape
+  cache = new_cache(cfg, B, P, params['embed_VD'].dtype)
+  pos_BT = jnp.broadcast_to(jnp.arange(P), (B, P))
+  valid_BS = jnp.ones((B, P), bool)
+  return decode(cfg, params, tokens_BP, pos_BT, valid_BS, cache, 0)[1]
+
+
+def step(cfg: Config, params, token_B, slot_B, cache):
+  """One token a row, at its own slot: (hidden_BD, cache).
+
+  A row's slots are its positions, and it sees those up to its own: what lies
+  behind is of an earlier row or padding.
+  """
+  S = cache[0][0].shape[2]
+  mask_BTS = (jnp.arange(S) <= slot_B[:, None])[:, None]
+  x_BTD, cache = blocks(
+    cfg, params, token_B[:, None], slot_B[:, None], mask_BTS, cache, slot_B
+  )
+  return x_BTD[:, 0], cache

@@ -7,6 +7,7 @@ order, the slot or the padding of a batch, nor on the number of devices.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -146,44 +147,116 @@ def prefill(cfg, params, tokens_QP, mask_QP, S: int):
   return x_QPD[:, -1], cache
 
 
-def draw(logits_BV, keys_B, temperature, top_p, top_k):
-  """(token_B, logp_B) from softmax(logits / temperature) cut to top-k, top-p.
+def draw(logits_BV, keys_B, temperature, top_p=1.0, top_k=0, min_p=0.0):
+  """(token_B, logp_B) from softmax(logits / temperature), cut by three knobs.
 
-  Gumbel-max: the token does not depend on how the batch was laid out. The
+  The knobs are scalars or have a value a row; temperature 0 is greedy. The
   log-prob is that of the cut, renormalised distribution.
+
+  Gumbel-max in two stages, over the columns of the vocabulary laid out as a
+  table, then over the rows of the column that was drawn: exact, for R + C
+  random numbers instead of R x C (2,438 of 151,936).
   """
+  B, V = logits_BV.shape
+  temperature, top_p, top_k, min_p = (
+    jnp.broadcast_to(x, (B,))[:, None]
+    for x in (temperature, top_p, top_k, min_p)
+  )
   greedy = temperature == 0
   z_BV = logits_BV / jnp.where(greedy, 1.0, temperature)
-  cut = (top_p < 1) | ((top_k > 0) & (top_k < z_BV.shape[-1]))
+  cut = (top_p < 1) | (min_p > 0) | ((top_k > 0) & (top_k < V))
   z_BV = jax.lax.cond(
-    cut & ~greedy, lambda z: truncate(z, top_p, top_k), lambda z: z, z_BV
+    (cut & ~greedy).any(),
+    lambda z: jnp.where(greedy, z, truncate(z, top_p, top_k, min_p)),
+    lambda z: z,
+    z_BV,
   )
-  V = z_BV.shape[-1]
-  noise_BV = jax.vmap(lambda k: jax.random.gumbel(k, (V,), jnp.float32))(keys_B)
-  token_B = jnp.argmax(jnp.where(greedy, z_BV, z_BV + noise_BV), axis=-1)
-  logp_BV = jax.nn.log_softmax(z_BV)
-  logp_B = jnp.take_along_axis(logp_BV, token_B[:, None], axis=1)[:, 0]
-  return token_B.astype(jnp.int32), logp_B
+  z_BRC = table(z_BV)
+  _, R, C = z_BRC.shape
+  top_B1 = largest(z_BV)
+  mass_BC = jnp.exp(z_BRC - top_B1[..., None]).sum(1)
+  noise = jax.vmap(lambda key: jax.random.gumbel(key, (R + C,), jnp.float32))
+  noise_BC, noise_BR = jnp.split(noise(keys_B), [C], axis=1)
+  best_B1 = jax.lax.cond(
+    greedy.any(), first, lambda *_: jnp.zeros((B, 1), jnp.int32), z_BV, top_B1
+  )
+  pick = lambda x: jnp.argmax(x, axis=-1, keepdims=True).astype(jnp.int32)
+  column_B1 = pick(jnp.log(mass_BC) + noise_BC)
+  column_B1 = jnp.where(greedy, best_B1 % C, column_B1)
+  z_BR = jnp.take_along_axis(z_BRC, column_B1[..., None], axis=2)[..., 0]
+  row_B1 = jnp.where(greedy, best_B1 // C, pick(z_BR + noise_BR))
+  z_B1 = jnp.take_along_axis(z_BR, row_B1, axis=1)
+  logp_B1 = z_B1 - top_B1 - jnp.log(mass_BC.sum(1, keepdims=True))
+  return (row_B1 * C + column_B1)[:, 0], logp_B1[:, 0]
 
 
-def truncate(z_BV, top_p, top_k):
-  """-inf outside the top_k largest and outside the top_p nucleus.
+def table(x_BV):
+  """x_BRC with V = R x C: a sum over R runs along C, as vector units like it.
+
+  R is a power of two, and depends on V alone: no mesh changes what is drawn.
+  """
+  B, V = x_BV.shape
+  R = math.gcd(V, 1 << min((V.bit_length() - 1) // 2, 6))
+  return x_BV.reshape(B, R, V // R)
+
+
+def total(x_BV):
+  return table(x_BV).sum(1).sum(1, keepdims=True)
+
+
+def largest(x_BV):
+  return table(x_BV).max(1).max(1, keepdims=True)
+
+
+def first(z_BV, top_B1):
+  """The smallest token whose logit is the largest, [B, 1]."""
+  V = z_BV.shape[1]
+  id_BV = jnp.where(z_BV == top_B1, jnp.arange(V, dtype=jnp.int32), V)
+  return table(id_BV).min(1).min(1, keepdims=True)
+
+
+def truncate(z_BV, top_p, top_k, min_p=0.0):
+  """-inf outside the top_k largest, the top_p nucleus, and under min_p.
 
   The nucleus is the smallest set of most likely tokens whose mass reaches
-  top_p, taken after top-k, as in Transformers and vLLM. Ties at the edge of
-  either set are kept.
+  top_p, taken after top-k, as in Transformers and vLLM; min_p is a share of the
+  largest probability. Ties at the edge of a set are kept. A knob is one number
+  or [B, 1]. Nothing is sorted: the floor of a set is found bit by bit.
   """
-  V = z_BV.shape[-1]
-  sorted_BV = -jnp.sort(-z_BV, axis=-1)
-  k = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)
-  in_k_BV = jnp.arange(V) < k
-  p_BV = jax.nn.softmax(jnp.where(in_k_BV, sorted_BV, -jnp.inf), axis=-1)
-  before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-  # top_p 1 keeps all: rounding can lift the mass before the last above 1.
-  in_p_BV = (before_BV < top_p) | (top_p >= 1)
-  kept_BV = in_k_BV & in_p_BV.at[:, 0].set(True)
-  floor_B1 = jnp.where(kept_BV, sorted_BV, jnp.inf).min(-1, keepdims=True)
-  return jnp.where(z_BV >= floor_B1, z_BV, -jnp.inf)
+  V = z_BV.shape[1]
+  key_BV = ordered(z_BV)
+  k = jnp.where((top_k > 0) & (top_k < V), top_k, V)
+  above = lambda x_BV, key_B1: total(jnp.where(key_BV > key_B1, x_BV, 0))
+  one_BV = jnp.ones_like(key_BV)
+  kept_BV = key_BV >= lowest(lambda key_B1: above(one_BV, key_B1) < k, z_BV)
+  p_BV = jnp.exp(z_BV - largest(z_BV))
+  mass_BV = jnp.where(kept_BV, p_BV, 0)
+  # At least the most likely token; and 1 keeps all, whatever rounding says.
+  p_B1 = jnp.where(top_p < 1, jnp.maximum(top_p, 1e-30), 2) * total(mass_BV)
+  floor_B1 = lowest(lambda key_B1: above(mass_BV, key_B1) < p_B1, z_BV)
+  kept_BV &= key_BV >= floor_B1
+  return jnp.where(kept_BV & (p_BV >= min_p), z_BV, -jnp.inf)
+
+
+def ordered(x):
+  """int32 that compare as the float32 numbers do."""
+  bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.int32)  # -0 is 0.
+  return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def lowest(holds, z_BV):
+  """The smallest int32, [B, 1], for which `holds`; larger ones all do."""
+  low_B1 = jnp.full((z_BV.shape[0], 1), -(2**31), jnp.int32)
+
+  def halve(_, ends):
+    low_B1, high_B1 = ends
+    middle_B1 = (low_B1 & high_B1) + ((low_B1 ^ high_B1) >> 1)
+    true = holds(middle_B1)
+    return jnp.where(true, low_B1, middle_B1 + 1), jnp.where(
+      true, middle_B1, high_B1
+    )
+
+  return jax.lax.fori_loop(0, 32, halve, (low_B1, ~low_B1))[0]
 
 
 def row_keys(key, ids_Q, rollouts: int):

@@ -22,13 +22,17 @@ ROWS = [
   },
   {'attention', 'rewards', 'data', 'evals'},
   {'model'},
-  {'hf', 'sampling', 'checkpoint'},
+  {'hf', 'sampling', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
-WITHIN = {('evals', 'rewards'), ('train', 'inputs')}
+WITHIN = {
+  ('evals', 'rewards'),
+  ('engine', 'sampling'),
+  ('train', 'inputs'),
+}
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}
