@@ -1,13 +1,15 @@
-"""Compiles a function for devices that may not be here, and reads the result."""
+"""Compiles for devices that may not be here, and reads what came out."""
 
+import math
 import re
 import time
 from typing import NamedTuple
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from crjax import hlo, roofline
-from crjax.sharding import ACTIVATIONS, WEIGHTS, spec, tree_shardings
+from crjax.sharding import ACTIVATIONS, WEIGHTS, fit, tree_shardings
 
 EFFICIENCY = 0.6, 0.9  # Of a sheet's rates: usual, and the best ever seen.
 
@@ -35,10 +37,11 @@ class TooLarge(MemoryError):
 def compile(name, f, *args, donate=()) -> Program:
   """Compiles f for the devices that the arguments' shardings name.
 
-  `args` are arrays or `jax.ShapeDtypeStruct`s; `donate` their numbers. Raises
-  TooLarge where a compiler says so itself.
+  `args` are arrays or `jax.ShapeDtypeStruct`s; `donate` their numbers, where f
+  is not jitted already. Raises TooLarge where a compiler says so itself.
   """
-  traced = jax.jit(f, donate_argnums=donate).trace(*args)
+  jitted = f if hasattr(f, 'trace') else jax.jit(f, donate_argnums=donate)
+  traced = jitted.trace(*args)
   began = time.monotonic()
   try:
     compiled = traced.lower().compile()
@@ -103,26 +106,26 @@ def placed(shapes, mesh, rules=WEIGHTS, *, strict=True):
   )
 
 
-def rows(shapes, mesh):
+def laid(x, axes: str, mesh):
+  """A shape split over its axes as `sharding.shard` splits an activation."""
+  fitting, _ = fit(axes, x.shape, mesh.shape, ACTIVATIONS)
+  sharding = NamedSharding(mesh, PartitionSpec(*fitting))
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def rows(tree, mesh):
   """Shapes split over their rows, as `sharding.put` splits a batch."""
+  return jax.tree.map(
+    lambda x: laid(x, 'B' + '-' * (x.ndim - 1) if x.ndim else '', mesh), tree
+  )
 
-  def one(x):
-    axes = spec('B', ACTIVATIONS)
-    ways = mesh.shape['data'] * mesh.shape['fsdp']
-    split = x.shape and x.shape[0] % ways == 0
-    sharding = jax.sharding.NamedSharding(
-      mesh, axes if split else jax.sharding.PartitionSpec()
-    )
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-  return jax.tree.map(one, shapes)
+def whole(tree, mesh):
+  """Shapes that every device holds in full."""
+  return jax.tree.map(lambda x: laid(x, '-' * x.ndim, mesh), tree)
 
 
 def held(tree) -> int:
   """Bytes of a tree of placed shapes on one device."""
-  return sum(
-    jax.numpy.dtype(x.dtype).itemsize
-    * int(jax.numpy.prod(jax.numpy.array(x.sharding.shard_shape(x.shape))))
-    for x in jax.tree.leaves(tree)
-    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-  )
+  local = lambda x: math.prod(x.sharding.shard_shape(x.shape))
+  return sum(local(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -182,7 +182,7 @@ def _whole(x, shapes) -> int:
 
 def _group(rest) -> int:
   """Devices that take part together, in any of XLA's three notations."""
-  axes = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)
+  axes = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', rest)
   if axes:
     sizes = {k: int(n) for k, n in re.findall(r"'(\w+)'=(\d+)", axes[1])}
     return math.prod(sizes[k] for k in re.findall(r"'(\w+)'", axes[2]))

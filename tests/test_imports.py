@@ -19,12 +19,16 @@ ROWS = [
     'execution',
     'files',
     'lora',
+    'topology',
+    'hlo',
+    'roofline',
   },
-  {'attention', 'rewards', 'data', 'evals'},
+  {'attention', 'rewards', 'data', 'evals', 'aot'},
   {'model'},
   {'hf', 'sampling', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
+  {'plan'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
