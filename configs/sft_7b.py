@@ -31,6 +31,7 @@ def get_config():
   c.epochs = 2
   c.batch = 64
   c.length = 4096
+  c.packed = True  # Several examples a row, each for itself.
   c.micro = 8
   # rank 0: every parameter is trained; else adapters on these matrices are.
   c.lora = {

@@ -38,6 +38,7 @@ def get_config():
   c.epochs = 1.6
   c.batch = 16
   c.length = 176
+  c.packed = False  # One example a row.
   c.micro = 1
   # rank 0: every parameter is trained; else adapters on these matrices are.
   c.lora = {

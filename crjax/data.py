@@ -1,24 +1,27 @@
-"""Grain pipelines from Parquet rows to host batches of tokens.
+"""Grain pipelines from rows of files to host batches of tokens.
 
 Both iterators are endless, shuffled anew at every pass, and have `get_state()`
 and `set_state()`: the position is plain JSON and part of a checkpoint. Every
-process reads the same batches; `sharding.put` takes its share of them.
+process reads the same batches; `sharding.put` takes its share of them, so that
+the order does not depend on how many processes there are.
 """
 
-import pathlib
+import bisect
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from crjax import tokenizer
+from crjax.examples import load, read, report
 
 
 class Examples(NamedTuple):
-  """Rows of SFT, padded on the right."""
+  """Rows of SFT, of one example or several, padded on the right."""
 
   tokens_BT: np.ndarray  # int32
   mask_BT: np.ndarray  # true on completion tokens, those to be learnt
+  segment_BT: np.ndarray  # int32, which example of its row, from 1; 0: padding
 
 
 class Prompts(NamedTuple):
@@ -31,17 +34,31 @@ class Prompts(NamedTuple):
 
 
 class Batches:
-  """An endless iterator of batches over `rows` rows; its state is JSON."""
+  """An endless iterator of batches; its state is JSON.
 
-  def __init__(self, rows, collate, *, batch: int, seed: int, source: str):
-    if len(rows) < batch:
-      raise ValueError(
-        f'{source} gives {len(rows)} rows that fit, fewer than a batch of '
-        f'{batch}; lower the batch or build more data'
-      )
-    self.rows = len(rows)
+  Args:
+    sources: a list of rows for each data set.
+    collate: rows -> batch.
+    weights: how often each data set is drawn from; None for a single one.
+    names: of the data sets, for messages.
+  """
+
+  def __init__(
+    self, sources, collate, *, batch: int, seed: int, names, weights=None
+  ):
+    for rows, name in zip(sources, names, strict=True):
+      if len(rows) < batch:
+        raise ValueError(
+          f'{name} gives {len(rows)} rows that fit, fewer than a batch of '
+          f'{batch}; lower the batch or build more data'
+        )
+    self.rows = sum(map(len, sources))
     self._collate = collate
-    order = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
+    orders = [
+      grain.MapDataset.source(rows).seed(seed + i).shuffle().repeat()
+      for i, rows in enumerate(sources)
+    ]
+    order = grain.MapDataset.mix(orders, weights) if weights else orders[0]
     self._iterator = iter(order.to_iter_dataset().batch(batch, batch_fn=list))
 
   def __iter__(self):
@@ -58,26 +75,99 @@ class Batches:
 
 
 def examples(
-  path, tok, *, batch, length, seed, pad_id, thinking=None
+  sources, tok, *, batch, length, seed, pad_id, thinking=None, packed=False
 ) -> Batches:
-  """Batches of Examples, `length` tokens wide; longer rows are left out.
+  """Batches of Examples, `length` tokens wide; longer examples are left out.
 
-  `thinking`: see tokenizer.encode_prompt.
+  Args:
+    sources: a file, or pairs (file, weight): the weights are the shares of the
+      examples that come from each, whether packed or not.
+    thinking: see tokenizer.encode_prompt.
+    packed: several examples share a row where they fit. Each sees itself alone,
+      so that the loss and the gradient of an example do not change.
   """
-  encoded = [
-    tokenizer.encode_example(tok, row['messages'], thinking=thinking)
-    for row in read(path, {'id', 'messages'})
+  if isinstance(sources, str) or not isinstance(sources, (list, tuple)):
+    sources = ((sources, 1.0),)
+  names, shares = zip(*sources, strict=True)
+  if min(shares) <= 0:
+    raise ValueError(f'config.data: the weights {shares} must be above 0')
+  found = [load(n, tok, length=length, thinking=thinking) for n in names]
+  rows = [
+    pack(part, length) if packed else [[one] for one in part] for part in found
   ]
-  kept = _fitting(encoded, lambda row: len(row[0]), length, path)
+  # A draw is a row; packed rows hold several examples.
+  weights = [
+    share * len(some) / max(len(part), 1)
+    for share, some, part in zip(shares, rows, found, strict=True)
+  ]
+  _describe(names, found, rows, weights, length)
 
   def collate(rows):
-    ids, masks = zip(*rows, strict=True)
-    return Examples(
-      np.stack([_right(row, length, pad_id) for row in ids]),
-      np.stack([_right(row, length, 0) for row in masks]).astype(bool),
-    )
+    return lay_out(rows, length, pad_id)
 
-  return Batches(kept, collate, batch=batch, seed=seed, source=path)
+  return Batches(
+    rows,
+    collate,
+    batch=batch,
+    seed=seed,
+    names=names,
+    weights=weights if len(weights) > 1 else None,
+  )
+
+
+def pack(found, length: int) -> list[list]:
+  """Examples in rows of at most `length` tokens: the longest first, each where
+  it leaves the least room (best fit decreasing, Johnson 1974)."""
+  rows, with_room, rooms = [], {}, []  # with_room: room -> rows; rooms: its keys
+  sizes = np.array([len(one.tokens_T) for one in found])
+  for i in np.argsort(-sizes, kind='stable'):
+    size = int(sizes[i])
+    at = bisect.bisect_left(rooms, size)
+    room, row = length, []
+    if at < len(rooms):
+      room = rooms[at]
+      row = with_room[room].pop()
+      if not with_room[room]:
+        del with_room[room], rooms[at]
+    else:
+      rows.append(row)
+    row.append(found[i])
+    left = room - size
+    if left not in with_room:
+      bisect.insort(rooms, left)
+    with_room.setdefault(left, []).append(row)
+  return rows
+
+
+def lay_out(rows, length: int, pad_id: int) -> Examples:
+  """Lists of examples as arrays, the examples of a row side by side."""
+  shape = len(rows), length
+  tokens_BT = np.full(shape, pad_id, np.int32)
+  mask_BT, segment_BT = np.zeros(shape, bool), np.zeros(shape, np.int32)
+  for b, row in enumerate(rows):
+    first = 0
+    for n, (tokens_T, start) in enumerate(row, 1):
+      last = first + len(tokens_T)
+      tokens_BT[b, first:last] = tokens_T
+      mask_BT[b, first + start : last] = True
+      segment_BT[b, first:last] = n
+      first = last
+  return Examples(tokens_BT, mask_BT, segment_BT)
+
+
+def _describe(names, found, rows, weights, length):
+  """Says how much of the rows is padding and how often each is read."""
+  drawn = sum(map(len, rows)) * np.array(weights) / sum(weights)
+  for name, part, some, n in zip(names, found, rows, drawn, strict=True):
+    if not some:
+      continue
+    tokens = sum(len(one.tokens_T) for one in part)
+    padding = 1 - tokens / (len(some) * length)
+    passes = f', {n / len(some):.2f} passes an epoch' * (len(names) > 1)
+    print(
+      f'{name}: {len(part):,} examples, {tokens:,} tokens in {len(some):,} rows '
+      f'of {length:,}, {padding:.1%} padding{passes}'
+    )
 
 
 def prompts(
@@ -99,7 +189,7 @@ def prompts(
     tokens_QP, mask_QP = left_pad(tokens, length, pad_id)
     return Prompts(tokens_QP, mask_QP, np.array(ids, np.int32), list(tasks))
 
-  return Batches(kept, collate, batch=questions, seed=seed, source=path)
+  return Batches([kept], collate, batch=questions, seed=seed, names=[path])
 
 
 def task(row) -> dict:
@@ -122,49 +212,8 @@ def left_pad(rows, length: int, pad_id: int):
   return tokens_QP, mask_QP
 
 
-def read(path, fields: set):
-  """The rows of a Parquet or JSONL file as dicts.
-
-  Raises FileNotFoundError, or ValueError for a damaged file or one that lacks
-  one of `fields`.
-  """
-  import datasets  # Slow to import; tests of pure functions do without.
-
-  path = pathlib.Path(path)
-  if not path.exists():
-    raise FileNotFoundError(
-      f'{path} does not exist; build it with '
-      '`python -m data_pipeline.build --config=configs/data_smoke.py`'
-    )
-  make = {
-    '.parquet': datasets.Dataset.from_parquet,
-    '.jsonl': datasets.Dataset.from_json,
-  }
-  if path.suffix not in make:
-    raise ValueError(f'{path}: expected one of {sorted(make)} files')
-  try:
-    rows = make[path.suffix](str(path))
-  except Exception as error:  # Each reader of `datasets` raises its own kind.
-    raise ValueError(f'{path} is damaged: {error}; build it again') from error
-  if missing := fields - set(rows.column_names):
-    raise ValueError(
-      f'{path} lacks the fields {sorted(missing)}; it has '
-      f'{sorted(rows.column_names)}'
-    )
-  return rows.to_list()
-
-
 def _fitting(rows, size, length, path):
   kept = [row for row in rows if size(row) <= length]
-  if left_out := len(rows) - len(kept):
-    print(
-      f'{path}: {left_out:,} of {len(rows):,} rows are longer than {length} '
-      'tokens and left out'
-    )
+  if long := [i for i, row in enumerate(rows) if size(row) > length]:
+    report(path, long, len(rows), f'longer than {length} tokens')
   return kept
-
-
-def _right(row, length, fill):
-  return np.pad(
-    np.asarray(row, np.int32), (0, length - len(row)), constant_values=fill
-  )

@@ -4,11 +4,12 @@ Linen names the parameters and scans the layers; nothing of it leaves this
 file. Outside, a model is a `Config`, a nested dict of float32 arrays whose
 layers are stacked on a leading axis, and these pure functions:
 
-  init      parameters from a key
-  forward   hidden states of whole rows (training), layers scanned
-  score     log-probs of given tokens, from `forward`
-  unstack   the decode copy: a list of layers, matrices in the compute dtype
-  decode    the same block over that copy and an explicit cache, unrolled
+  init        parameters from a key
+  forward     hidden states of whole rows (training), layers scanned
+  score       log-probs of given tokens, from `forward`
+  fused_loss  a loss of them, whose gradient is made on the way
+  unstack     the decode copy: a list of layers, matrices in the compute dtype
+  decode      the same block over that copy and an explicit cache, unrolled
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crjax import losses
+from crjax import xent
 from crjax.attention import Yarn, attend, place, rope, visible
 from crjax.lora import MARK, Lora, merge
 from crjax.sharding import shard, suffix
@@ -187,7 +188,7 @@ class Qwen(nn.Module):
     c = self.cfg
     embed_VD = weight(self, 'embed_VD', (c.V, c.D), self.dtype, normal(c.D))
     if not c.tied:
-      self.param('lm_head_VD', normal(c.D), (c.V, c.D))  # Read by `logits`.
+      self.param('lm_head_VD', normal(c.D), (c.V, c.D))  # Read by `head`.
     x_BTD = shard(embed_VD[tokens_BT], 'BTD')
     block = Block
     if REMAT[self.remat] is not None:
@@ -255,56 +256,76 @@ def forward(
 
 def logits(params, x_BTD):
   """Float32 logits_BTV of hidden states, padded vocabulary rows included."""
-  w_VD = params.get('lm_head_VD', params['embed_VD']).astype(x_BTD.dtype)
   z_BTV = jnp.einsum(
     'BTD,VD->BTV',
     x_BTD,
-    shard(w_VD, 'VD'),
+    shard(head(params, x_BTD.dtype), 'VD'),
     preferred_element_type=jnp.float32,
   )
   return shard(z_BTV, 'BTV')
+
+
+def head(params, dtype):
+  """w_VD in the compute dtype; a tied head is the embedding."""
+  return params.get('lm_head_VD', params['embed_VD']).astype(dtype)
 
 
 def score(
   cfg,
   params,
   tokens_BT,
-  valid_BT,
+  segment_BT,
   *,
   start: int = 1,
   temperature=1.0,
   dtype,
   remat='none',
-  chunk: int = 1024,
+  chunk: int = xent.VOCAB_CHUNK,
 ):
   """Log-probs and entropies (nats) of tokens start..T-1, each given its past.
 
-  Logits exist for at most `chunk` positions at a time: at a vocabulary of
-  152,064 a row of 4,096 would need 2.5 GB of them. Returns two arrays
-  [B, T - start].
+  Two arrays [B, T - start], without gradient for the entropies; see
+  `xent.token_logp`, and `forward` for the arguments.
   """
-  x_BTD = forward(cfg, params, tokens_BT, valid_BT, dtype=dtype, remat=remat)
-  x_BTD, targets_BT = x_BTD[:, start - 1 : -1], tokens_BT[:, start:]
-
-  def part(x_BCD, targets_BC):
-    z_BCV = logits(params, x_BCD) / temperature
-    return losses.token_logp(z_BCV, targets_BC)
-
-  T = targets_BT.shape[1]
-  if T <= chunk:
-    return part(x_BTD, targets_BT)
-  pad = -T % chunk
-
-  def split(a):
-    a = jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2))
-    a = a.reshape(a.shape[0], -1, chunk, *a.shape[2:])
-    return jnp.moveaxis(a, 1, 0)
-
-  parts = jax.lax.map(
-    lambda xs: jax.checkpoint(part)(*xs), (split(x_BTD), split(targets_BT))
+  x_BTD = forward(cfg, params, tokens_BT, segment_BT, dtype=dtype, remat=remat)
+  return xent.token_logp(
+    x_BTD[:, start - 1 : -1],
+    head(params, dtype),
+    tokens_BT[:, start:],
+    temperature=temperature,
+    chunk=chunk,
   )
-  return jax.tree.map(
-    lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)[:, :T], parts
+
+
+def fused_loss(
+  loss,
+  cfg,
+  params,
+  tokens_BT,
+  segment_BT,
+  mask_BT,
+  aux=(),
+  *,
+  start: int = 1,
+  temperature=1.0,
+  dtype,
+  remat='none',
+  chunk: int = xent.TOKEN_CHUNK,
+):
+  """(sum, dict of sums) of a loss of tokens start..T-1; see `xent.fused_loss`.
+
+  `mask_BT` and the arrays of `aux` are [B, T - start].
+  """
+  x_BTD = forward(cfg, params, tokens_BT, segment_BT, dtype=dtype, remat=remat)
+  return xent.fused_loss(
+    loss,
+    x_BTD[:, start - 1 : -1],
+    head(params, dtype),
+    tokens_BT[:, start:],
+    mask_BT,
+    aux,
+    temperature=temperature,
+    chunk=chunk,
   )
 
 

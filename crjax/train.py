@@ -45,6 +45,7 @@ def train_sft(c):
     seed=c.seed,
     pad_id=tok.pad_token_id,
     thinking=c.thinking,
+    packed=c.packed,
   )
   steps = max(int(c.epochs * batches.rows / c.batch), 1)
   optimizer, rate = make_optimizer(c, updates=steps)
@@ -54,7 +55,13 @@ def train_sft(c):
     state = start(c, m, mesh, cfg, load, optimizer, batches)
     with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
       run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
-      run(state, batches, save=saver(c, m, steps), steps=steps)
+      run(
+        state,
+        batches,
+        save=saver(c, m, steps),
+        due=functools.partial(due, c, steps=steps),
+        steps=steps,
+      )
 
 
 def train_grpo(c):
@@ -210,15 +217,21 @@ def note_sandbox(c, report):
   print(f'{c.task}: programs run at isolation level {report["level"]}')
 
 
-def saver(c, manager, steps: int):
-  """(step, state, batches) -> None: writes every c.save_every and at the end.
+def due(c, step: int, steps: int) -> bool:
+  """Whether the state of a step is kept: every c.save_every, and the last.
 
   Step 0 is kept for a random start: it exists nowhere else.
   """
+  if step == 0:
+    return not c.model
+  return step % c.save_every == 0 or step == steps
+
+
+def saver(c, manager, steps: int):
+  """(step, state, batches) -> None: writes where it is `due`."""
 
   def save(step, state, batches):
-    first = step == 0 and not c.model
-    if first or (step and (step % c.save_every == 0 or step == steps)):
+    if due(c, step, steps):
       checkpoint.save(manager, step, state, batches.get_state())
 
   return save

@@ -28,7 +28,7 @@ def equal(a, b):
 
 
 def test_an_example_batch_reads_back(smoke_data, tok):
-  tokens_BT, mask_BT = next(examples(smoke_data, tok))
+  tokens_BT, mask_BT, segment_BT = next(examples(smoke_data, tok))
   assert tokens_BT.shape == mask_BT.shape == (4, 400)
   for row, mask in zip(tokens_BT, mask_BT, strict=True):
     (where,) = np.nonzero(mask)
@@ -82,7 +82,7 @@ def test_long_rows_are_counted_not_lost_in_silence(smoke_data, tok, capsys):
   fewer = examples(smoke_data, tok, length=170).rows
   assert 0 < fewer < whole
   assert (
-    f'{whole - fewer} of {whole} rows are longer' in capsys.readouterr().out
+    f'{whole - fewer} of {whole} rows are left out' in capsys.readouterr().out
   )
   with pytest.raises(ValueError, match='gives 0 rows'):
     examples(smoke_data, tok, length=10)

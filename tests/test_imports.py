@@ -12,6 +12,7 @@ ROWS = [
   {
     'sharding',
     'losses',
+    'xent',
     'advantages',
     'optim',
     'metrics',
@@ -23,7 +24,7 @@ ROWS = [
     'hlo',
     'roofline',
   },
-  {'attention', 'rewards', 'data', 'evals', 'aot'},
+  {'attention', 'rewards', 'examples', 'data', 'evals', 'aot'},
   {'model'},
   {'hf', 'sampling', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'evaluate'},
@@ -34,13 +35,14 @@ ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
 WITHIN = {
   ('evals', 'rewards'),
+  ('data', 'examples'),
   ('engine', 'sampling'),
   ('train', 'inputs'),
 }
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}
-PURE = {'losses', 'advantages', 'model'}
+PURE = {'losses', 'xent', 'advantages', 'model'}
 
 
 def imports(path):

@@ -94,7 +94,7 @@ def test_only_adapters_are_trained_and_have_moments():
   state = optim.init_state(optimizer, trained, 0)
   shardings = tree_shardings(state, mesh)
   mask_BT = np.ones((8, 11), bool)
-  batch = data.Examples(tokens(8), mask_BT)
+  batch = data.Examples(tokens(8), mask_BT, mask_BT.astype(np.int32))
   with jax.set_mesh(mesh):
     state = jax.tree.map(jax.device_put, state, shardings)
     beside = jax.tree.map(jax.device_put, frozen, tree_shardings(frozen, mesh))

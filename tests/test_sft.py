@@ -17,7 +17,7 @@ def examples(B=8, T=12):
   stop_B1 = rng.integers(T // 2, T + 1, (B, 1))
   at_T = np.arange(T)
   mask_BT = (at_T >= start_B1) & (at_T < stop_B1)
-  return data.Examples(tokens_BT, mask_BT)
+  return data.Examples(tokens_BT, mask_BT, np.ones((B, T), np.int32))
 
 
 def step(batch, *, mesh=(8, 1, 1), micro=1, dtype=jnp.float32, remat='none'):
