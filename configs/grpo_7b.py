@@ -12,8 +12,10 @@ no KL.
 
 from ml_collections import ConfigDict
 
+from configs.grpo_presets import choose
 
-def get_config():
+
+def get_config(preset='crjax'):
   c = ConfigDict()
   c.task = 'grpo'
   c.seed = 0
@@ -36,18 +38,14 @@ def get_config():
   c.rollouts = 16
   c.prompt_length = 2048
   c.completion_length = 4096
-  c.multiple = 1024  # Widths of an update: one compilation each.
   c.temperature = 1.0
   c.waves = 4
   c.workers = 16
   c.sandbox_min_level = 2  # See python -m crjax.execution probe.
 
-  c.advantage_std = 'batch'
-  c.clip = (0.2, 0.28)
-  c.band = (0.5, 5.0)
-  c.kl_coef = 0.0
-  c.minibatches = 1
-  c.micro = 256
+  c.preset = preset  # The estimator; see configs/grpo_presets.py.
+  c.row = 6144  # Tokens of a row: prompts, each with its completions.
+  c.rows = 16  # Rows at a time: gradients are accumulated over them.
   # rank 0: every parameter is trained; else adapters on these matrices are.
   c.lora = {
     'rank': 0,
@@ -68,4 +66,4 @@ def get_config():
   c.save_every = 20
   c.keep = 2
   c.samples_every = 5
-  return c
+  return choose(c, preset)

@@ -8,8 +8,10 @@ Hardware: 2 CPU cores. Hours: 0.12. Starts from the exported SFT model.
 
 from ml_collections import ConfigDict
 
+from configs.grpo_presets import choose
 
-def get_config():
+
+def get_config(preset='crjax'):
   c = ConfigDict()
   c.task = 'grpo'
   c.seed = 0
@@ -33,18 +35,14 @@ def get_config():
   c.rollouts = 8
   c.prompt_length = 112
   c.completion_length = 96
-  c.multiple = 16  # Widths of an update: one compilation each.
   c.temperature = 1.0
   c.waves = 2
   c.workers = 2
   c.sandbox_min_level = 2  # See python -m crjax.execution probe.
 
-  c.advantage_std = 'batch'
-  c.clip = (0.2, 0.28)
-  c.band = (0.5, 5.0)
-  c.kl_coef = 0.0
-  c.minibatches = 1
-  c.micro = 1
+  c.preset = preset  # The estimator; see configs/grpo_presets.py.
+  c.row = 384  # Tokens of a row: prompts, each with its completions.
+  c.rows = 8  # Rows at a time: gradients are accumulated over them.
   # rank 0: every parameter is trained; else adapters on these matrices are.
   c.lora = {
     'rank': 0,
@@ -65,4 +63,4 @@ def get_config():
   c.save_every = 20
   c.keep = 2
   c.samples_every = 10
-  return c
+  return choose(c, preset)

@@ -1,27 +1,83 @@
-"""Advantages from rewards, on the host, in NumPy. NaN marks "not judged"."""
+"""Advantages from rewards, on the host, in NumPy. NaN marks "not judged".
+
+A reward that could not be judged leaves the statistics of its group and gets
+advantage 0: an infrastructure failure neither rewards nor punishes (TRL does
+the same). Standard deviations are Bessel-corrected, as in every torch stack.
+A group whose judged rewards are all equal has advantage 0, without rounding.
+"""
 
 import numpy as np
 
 
-def group_mean_batch_std(rewards_QR, eps: float = 1e-4):
+def grpo(rewards_QR, eps: float = 1e-4):
+  """(r - mean) / (std + eps), both of the group (GRPO, arXiv 2402.03300)."""
+  return _finish(_centre(rewards_QR) / (_std(rewards_QR) + eps))
+
+
+def lite_ppo(rewards_QR, eps: float = 1e-4):
   """(r - mean of its group) / (std of the batch + eps), the crjax default.
 
-  A NaN reward leaves the statistics of its group and gets advantage 0, so an
-  infrastructure failure neither rewards nor punishes (TRL does the same).
-  The standard deviation is Bessel-corrected, as in every torch stack.
+  Lite-PPO, arXiv 2508.08221: the std of a group over-weights questions that
+  are almost always or almost never solved.
   """
-  centred_QR = _centre(rewards_QR)
-  std = _std(np.asarray(rewards_QR, np.float32).reshape(1, -1))
-  return _finish(centred_QR / (std + eps))
+  std = _std(np.asarray(rewards_QR).reshape(1, -1))
+  return _finish(_centre(rewards_QR) / (std + eps))
 
 
-def group_mean_group_std(rewards_QR, eps: float = 1e-4):
-  """(r - mean) / (std + eps), both of the group (GRPO, arXiv 2402.03300)."""
-  std_Q1 = _std(np.asarray(rewards_QR, np.float32))
-  return _finish(_centre(rewards_QR) / (std_Q1 + eps))
+def dr_grpo(rewards_QR, eps: float = 0.0):
+  """r - mean of its group (Dr.GRPO, arXiv 2503.20783); eps divides nothing."""
+  return _finish(_centre(rewards_QR))
 
 
-ADVANTAGES = {'batch': group_mean_batch_std, 'group': group_mean_group_std}
+def rloo(rewards_QR, eps: float = 0.0):
+  """r - mean of the others of its group (RLOO, arXiv 2402.14740)."""
+  count_Q1 = (~np.isnan(rewards_QR)).sum(1, keepdims=True)
+  return _finish(_centre(rewards_QR) * count_Q1 / np.maximum(count_Q1 - 1, 1))
+
+
+def max_rl(rewards_QR, eps: float = 0.0):
+  """(r - mean) / mean of the group, 0 where none is right (arXiv 2602.02710).
+
+  For rewards that are not negative; weighs a question by one over its rate.
+  """
+  mean_Q1 = _mean(rewards_QR)
+  return _finish(_centre(rewards_QR) / np.where(mean_Q1 > 0, mean_Q1, np.inf))
+
+
+ADVANTAGES = {
+  'grpo': grpo,
+  'lite-ppo': lite_ppo,
+  'dr-grpo': dr_grpo,
+  'rloo': rloo,
+  'maxrl': max_rl,
+}
+
+
+def gdpo(rewards_KQR, weights_K, eps: float = 1e-4):
+  """Several rewards, each normalised by itself (GDPO, arXiv 2601.05242).
+
+  The K rewards of a group become K advantages as in `grpo`; their weighted sum
+  is whitened over the batch. A reward that is NaN leaves its own sum; a
+  completion without any gets 0.
+  """
+  rewards_KQR = np.asarray(rewards_KQR, np.float64)
+  parts = [_centre(r) / (_std(r) + eps) for r in rewards_KQR]
+  weighted = [w * _finish(a) for w, a in zip(weights_K, parts, strict=True)]
+  sum_QR = np.where(np.isnan(rewards_KQR).all(0), np.nan, np.sum(weighted, 0))
+  flat = sum_QR.reshape(1, -1)
+  return _finish((sum_QR - _mean(flat)) / (_std(flat) + eps))
+
+
+def soft_overlong(rewards_QR, length_QR, *, limit: int, buffer: int):
+  """Takes up to 1 from completions that end in the last `buffer` tokens.
+
+  Linear from 0 at `limit` - `buffer` to 1 at `limit` (DAPO, arXiv 2503.14476,
+  equation 13); buffer 0 takes nothing.
+  """
+  if not buffer:
+    return rewards_QR
+  beyond_QR = np.clip(length_QR - (limit - buffer), 0, buffer)
+  return (rewards_QR - beyond_QR / buffer).astype(np.float32)
 
 
 def solved(rewards_QR):
@@ -38,12 +94,22 @@ def solved(rewards_QR):
   }
 
 
-def _centre(rewards_QR):
-  rewards_QR = np.asarray(rewards_QR, np.float32)
+def _mean(rewards_QR):
+  """Row-wise over judged entries; 0 where there are none."""
+  rewards_QR = np.asarray(rewards_QR, np.float64)
   judged_QR = ~np.isnan(rewards_QR)
   total_Q1 = np.where(judged_QR, rewards_QR, 0.0).sum(1, keepdims=True)
-  count_Q1 = np.maximum(judged_QR.sum(1, keepdims=True), 1)
-  return rewards_QR - total_Q1 / count_Q1
+  return total_Q1 / np.maximum(judged_QR.sum(1, keepdims=True), 1)
+
+
+def _centre(rewards_QR):
+  """r - mean, and exactly 0 in a group that agrees."""
+  rewards_QR = np.asarray(rewards_QR, np.float64)
+  judged_QR = ~np.isnan(rewards_QR)
+  high_Q1 = np.where(judged_QR, rewards_QR, -np.inf).max(1, keepdims=True)
+  low_Q1 = np.where(judged_QR, rewards_QR, np.inf).min(1, keepdims=True)
+  centred_QR = rewards_QR - _mean(rewards_QR)
+  return np.where((low_Q1 == high_Q1) & judged_QR, 0.0, centred_QR)
 
 
 def _std(rewards_QR):

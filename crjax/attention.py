@@ -76,19 +76,24 @@ def rope(x_BTNH, pos_BT, theta: float, yarn: Yarn | None = None):
   return y_BTNH.astype(x_BTNH.dtype)
 
 
-def visible(slot_T, segment_BS, segment_BT=None):
+def visible(slot_T, segment_BS, segment_BT=None, branch_BT=None):
   """mask_BTS: key s is in the query's segment and not after its slot.
 
   Args:
     slot_T: the slots of the queries.
     segment_BS: segment of each key, 0 for padding; a bool mask is one segment.
     segment_BT: segment of each query; None where all keys are of one segment.
+    branch_BT: where queries are the keys and a segment is a tree, the branch of
+      each: its tokens see their own branch and branch 0, the trunk.
   """
   causal_TS = jnp.arange(segment_BS.shape[1]) <= slot_T[:, None]
   mask_BTS = causal_TS & (segment_BS > 0)[:, None, :]
-  if segment_BT is None:
-    return mask_BTS
-  return mask_BTS & (segment_BT[:, :, None] == segment_BS[:, None, :])
+  if segment_BT is not None:
+    mask_BTS &= segment_BT[:, :, None] == segment_BS[:, None, :]
+  if branch_BT is not None:
+    same_BTS = branch_BT[:, :, None] == branch_BT[:, None, :]
+    mask_BTS &= same_BTS | (branch_BT == 0)[:, None, :]
+  return mask_BTS
 
 
 def place(old_BKSH, new_BKTH, slot):

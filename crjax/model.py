@@ -19,7 +19,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from crjax import xent
+from crjax import losses, xent
 from crjax.attention import Yarn, attend, place, rope, visible
 from crjax.lora import MARK, Lora, merge
 from crjax.sharding import shard, suffix
@@ -229,7 +229,15 @@ def positions(segment_BT):
 
 
 def forward(
-  cfg, params, tokens_BT, segment_BT, *, pos_BT=None, dtype, remat='none'
+  cfg,
+  params,
+  tokens_BT,
+  segment_BT,
+  *,
+  pos_BT=None,
+  branch_BT=None,
+  dtype,
+  remat='none',
 ):
   """hidden_BTD after the final norm.
 
@@ -240,15 +248,16 @@ def forward(
     segment_BT: which of the packed examples a token is part of, counted from
       1; 0 for padding. A bool mask of valid tokens is one example a row.
     pos_BT: position ids; None counts from 0 in every segment.
+    branch_BT: where segments are trees, see `attention.visible`.
     dtype: compute precision.
     remat: a key of REMAT.
   """
   if pos_BT is None:
     pos_BT = positions(segment_BT)
   packed = segment_BT.dtype != jnp.bool_
-  mask_BTS = visible(
-    jnp.arange(tokens_BT.shape[1]), segment_BT, segment_BT if packed else None
-  )
+  slot_T = jnp.arange(tokens_BT.shape[1])
+  segment = segment_BT if packed else None
+  mask_BTS = visible(slot_T, segment_BT, segment, branch_BT)
   return Qwen(cfg, dtype, remat).apply(
     {'params': params}, tokens_BT, pos_BT, mask_BTS
   )
@@ -294,6 +303,31 @@ def score(
     tokens_BT[:, start:],
     temperature=temperature,
     chunk=chunk,
+  )
+
+
+def logps(params, x_BTD, targets_BT, temperature=1.0, chunk: int = 1024):
+  """(logp_BT, entropy_BT) of targets given the hidden states; see `score`."""
+
+  def part(x_BCD, targets_BC):
+    z_BCV = logits(params, x_BCD) / temperature
+    return losses.token_logp(z_BCV, targets_BC)
+
+  T = targets_BT.shape[1]
+  if T <= chunk:
+    return part(x_BTD, targets_BT)
+  pad = -T % chunk
+
+  def split(a):
+    a = jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2))
+    a = a.reshape(a.shape[0], -1, chunk, *a.shape[2:])
+    return jnp.moveaxis(a, 1, 0)
+
+  parts = jax.lax.map(
+    lambda xs: jax.checkpoint(part)(*xs), (split(x_BTD), split(targets_BT))
+  )
+  return jax.tree.map(
+    lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)[:, :T], parts
   )
 
 

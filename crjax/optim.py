@@ -91,13 +91,17 @@ def make(name, rate, *, betas, weight_decay: float, max_norm: float):
   return optax.chain(optax.clip_by_global_norm(max_norm), update)
 
 
-def init_state(optimizer, params, seed: int):
-  """The training state at step 0 around existing parameters."""
+def init_state(optimizer, params, seed: int, scalars=()):
+  """The training state at step 0 around existing parameters.
+
+  `scalars` names more numbers that updates change; they start from 0.
+  """
   return {
     'step': jnp.zeros((), jnp.int32),
     'key': jax.random.key_data(jax.random.key(seed)),
     'params': params,
     'opt': optimizer.init(params),
+    **{name: jnp.zeros((), jnp.float32) for name in scalars},
   }
 
 
@@ -115,11 +119,12 @@ def slices(batch, n: int):
   return jax.tree.map(cut, batch)
 
 
-def accumulate(loss, params, batch, micro: int):
+def accumulate(loss, params, batch, micro: int, used=None):
   """Gradients and metrics of `loss`, summed over `micro` slices of the batch.
 
   `loss(params, part)` returns (sum, dict of sums), which add up to the same
-  totals however the batch is cut. Returns (gradient sums, metric sums).
+  totals however the batch is cut. `used(part)` is false for a slice that adds
+  nothing; it is not computed. Returns (gradient sums, metric sums).
   """
   grad = jax.grad(loss, has_aux=True)
   if micro == 1:
@@ -127,11 +132,15 @@ def accumulate(loss, params, batch, micro: int):
   parts = slices(batch, micro)
   shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  add = lambda total, part: (
-    jax.tree.map(jnp.add, total, grad(params, part)),
-    None,
-  )
-  return jax.lax.scan(add, zeros, parts)[0]
+  add = lambda total, part: jax.tree.map(jnp.add, total, grad(params, part))
+
+  def one(total, part):
+    if used is None:
+      return add(total, part), None
+    same = lambda total, part: total
+    return jax.lax.cond(used(part), add, same, total, part), None
+
+  return jax.lax.scan(one, zeros, parts)[0]
 
 
 def apply(optimizer, state, grads):

@@ -20,7 +20,6 @@ from crjax import (
   aot,
   data,
   engine,
-  grpo,
   hf,
   inputs,
   model,
@@ -131,7 +130,8 @@ def largest_batch(c):
   """
   B, P, C = c.questions * c.rollouts, c.prompt_length, c.completion_length
   ones = np.ones((c.questions, P), bool)
-  questions = data.Prompts(np.zeros(ones.shape, np.int32), ones, [])
+  ids_Q = np.arange(c.questions, dtype=np.int32)
+  questions = data.Prompts(np.zeros(ones.shape, np.int32), ones, ids_Q, [])
   mask_BC = np.ones((B, C), bool)
   rolled = sampling.Rollout(
     tokens_BT=np.zeros(mask_BC.shape, np.int32),
@@ -139,10 +139,8 @@ def largest_batch(c):
     mask_BT=mask_BC,
     stopped_B=np.ones(B, bool),
   )
-  adv_QR = np.ones((c.questions, c.rollouts), np.float32)
-  batch = grpo.make_batch(
-    questions, rolled, adv_QR, groups=c.groups, multiple=c.multiple
-  )
+  ones_QR = np.ones((c.questions, c.rollouts), np.float32)
+  batch = train.grpo_batch(c)(questions, rolled, ones_QR, ones_QR)
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
 

@@ -16,7 +16,6 @@ import jax
 from ml_collections import config_flags
 
 from crjax import (
-  advantages,
   checkpoint,
   data,
   execution,
@@ -25,7 +24,9 @@ from crjax import (
   lora,
   metrics,
   model,
+  objectives,
   optim,
+  policy,
   sft,
   tokenizer,
 )
@@ -115,15 +116,25 @@ def train_grpo(c):
         prompts,
         rollout=rollout,
         judge=grpo.make_judge(tok, pool, rollouts=c.rollouts),
-        advantage=advantages.ADVANTAGES[c.advantage_std],
-        batch=functools.partial(
-          grpo.make_batch, groups=c.groups, multiple=c.multiple
+        advantage=grpo.make_advantage(
+          c.advantage,
+          eps=c.advantage_eps,
+          limit=c.completion_length,
+          overlong=int(c.overlong * c.completion_length),
         ),
+        batch=grpo_batch(c),
         update=update,
         log=log,
         save=saver(c, manager, c.steps),
         steps=c.steps,
       )
+
+
+def old_logp(c) -> str:
+  """What the ratio of a GRPO update is taken to, a key of `policy.OLD`."""
+  if c.bypass:
+    return 'sampler'
+  return 'scored' if c.minibatches > 1 else 'now'
 
 
 TASKS = {'sft': train_sft, 'grpo': train_grpo}
@@ -144,21 +155,43 @@ def sft_update(c, cfg, optimizer, rate, *, frozen):
 
 def grpo_update(c, cfg, optimizer, rate, mesh, *, frozen, reference):
   """The update of a GRPO run; what `plan` compiles, too."""
-  return grpo.make_update(
-    cfg,
+  return policy.make_update(
     optimizer,
     rate,
     mesh,
+    score=policy.make_score(
+      cfg, temperature=c.temperature, dtype=DTYPES[c.dtype], remat=c.remat
+    ),
+    loss=functools.partial(
+      objectives.policy_loss,
+      objective=c.objective,
+      clip=tuple(c.clip),
+      correction=c.correction,
+      band=tuple(c.band),
+      kl=c.kl,
+      kl_coef=c.kl_coef,
+    ),
     frozen=frozen,
     reference=reference,
+    old=old_logp(c),
     minibatches=c.minibatches,
-    micro=c.micro,
-    temperature=c.temperature,
-    clip=tuple(c.clip),
-    band=tuple(c.band),
-    kl_coef=c.kl_coef,
-    dtype=DTYPES[c.dtype],
-    remat=c.remat,
+    rows=c.rows,
+    entropy_target=c.entropy_target,
+  )
+
+
+def grpo_batch(c):
+  """What makes the input of an update, see `grpo.make_batch`."""
+  return functools.partial(
+    grpo.make_batch,
+    groups=c.groups,
+    minibatches=c.minibatches,
+    length=c.row,
+    rows=c.rows,
+    aggregation=c.aggregation,
+    limit=c.completion_length,
+    everything=bool(c.kl_coef or c.entropy_target),
+    mask_truncated=c.mask_truncated,
   )
 
 
@@ -182,7 +215,13 @@ def make_optimizer(c, *, updates: int):
 
 def abstract_state(c, cfg, optimizer, mesh):
   """(params -> state, shapes and shardings of that state)."""
-  make = functools.partial(optim.init_state, optimizer, seed=c.seed)
+  adapting = c.task == 'grpo' and c.entropy_target
+  make = functools.partial(
+    optim.init_state,
+    optimizer,
+    seed=c.seed,
+    scalars=('entropy_coef',) if adapting else (),
+  )
   whole = hf.abstract(cfg)
   shapes = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
   return make, jax.tree.map(

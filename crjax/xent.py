@@ -143,9 +143,7 @@ def _read(x_BTD, w_VD, targets_BT, temperature, *, chunk, split):
   return tuple(a_M.reshape(shape) for a_M in found)
 
 
-def _pull(
-  x_BTD, w_VD, targets_BT, temperature, logz_BT, g_BT, *, chunk, split
-):
+def _pull(x_BTD, w_VD, targets_BT, temperature, logz_BT, g_BT, *, chunk, split):
   """(dx_BTD, dw_VD) for the cotangents of the log-probs."""
   x_MD, target_M = _flat(x_BTD), targets_BT.ravel()
   target_M -= _first_row(w_VD, split)
@@ -270,9 +268,7 @@ def _softmax(z_CV, target_C, split):
 
 
 def _logits(x_MD, w_VD, temperature):
-  z_MV = jnp.einsum(
-    'MD,VD->MV', x_MD, w_VD, preferred_element_type=jnp.float32
-  )
+  z_MV = jnp.einsum('MD,VD->MV', x_MD, w_VD, preferred_element_type=jnp.float32)
   return z_MV / temperature
 
 

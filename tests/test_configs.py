@@ -5,42 +5,66 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs.grpo_presets import PRESETS
 from crjax import hf, model, optim
+from crjax.advantages import ADVANTAGES
+from crjax.branches import AGGREGATIONS
+from crjax.objectives import CORRECTIONS, KLS, OBJECTIVES
 from crjax.sharding import DECODE_WEIGHTS, make_mesh, tree_shardings
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAINING = ['sft_smoke', 'grpo_smoke', 'sft_7b', 'grpo_7b']
 
 
-def load(name):
+def load(name, *args):
   path = ROOT / 'configs' / f'{name}.py'
   spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config()
+  return module.get_config(*args)
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')))
+RUNS = [
+  path
+  for path in sorted((ROOT / 'configs').glob('*.py'))
+  if 'presets' not in path.name
+]
+
+
+@pytest.mark.parametrize('path', RUNS)
 def test_every_config_parses_and_says_how_to_run_it(path):
   assert load(path.stem).to_dict()
   docstring = path.read_text().split('"""')[1]
   assert f'--config=configs/{path.name}' in docstring
 
 
-@pytest.mark.parametrize('name', TRAINING)
-def test_rows_split_into_slices_and_devices(name):
+@pytest.mark.parametrize('name', [n for n in TRAINING if 'sft' in n])
+def test_rows_split_into_slices(name):
   c = load(name)
-  if c.task == 'sft':
-    assert c.batch % c.micro == 0
-  else:
-    rows = c.groups * c.rollouts
-    assert c.groups <= c.questions
-    assert rows % (c.minibatches * c.micro) == 0
-    assert c.questions % c.waves == 0
-    # Every update slice and every wave fills 8 devices.
-    if name.endswith('7b'):
-      assert rows // (c.minibatches * c.micro) % 8 == 0
-      assert c.questions // c.waves % 8 == 0
+  assert c.batch % c.micro == 0
+
+
+@pytest.mark.parametrize('name', [n for n in TRAINING if 'grpo' in n])
+@pytest.mark.parametrize('preset', PRESETS)
+def test_every_preset_fits_every_recipe(name, preset):
+  c = load(name, preset)
+  assert c.groups % c.minibatches == 0
+  assert c.groups <= c.questions
+  assert c.questions % c.waves == 0
+  assert c.row >= c.prompt_length + c.completion_length
+  assert c.advantage in ADVANTAGES
+  assert c.aggregation in AGGREGATIONS
+  assert c.objective in OBJECTIVES
+  assert c.correction in CORRECTIONS
+  assert c.kl in KLS
+  if name.endswith('7b'):  # Every slice and every wave fills 8 devices.
+    assert c.rows % 8 == 0
+    assert c.questions // c.waves % 8 == 0
+
+
+def test_an_unknown_preset_is_named():
+  with pytest.raises(ValueError, match="'ppo' is not one of"):
+    load('grpo_smoke', 'ppo')
 
 
 @pytest.mark.parametrize('mesh', [(1, 8, 1), (1, 4, 2), (2, 1, 4)])

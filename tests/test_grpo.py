@@ -1,15 +1,19 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from crjax import data, grpo, model, optim
+from configs.grpo_presets import PRESETS
+from crjax import data, grpo, model, objectives, optim, policy
 from crjax.sharding import gather, make_mesh, tree_shardings
 
 CFG = model.Config(V=32, L=2, D=16, F=24, N=4, K=2, H=8, tied=True)
 Q, R, P, C = 4, 4, 7, 10
 STOP, PAD = 1, 0
+LOSS = ('objective', 'clip', 'correction', 'band', 'kl', 'kl_coef')
 
 
 def questions():
@@ -24,7 +28,7 @@ def questions():
 class Setup:
   """A policy on a mesh with a sampler and an update around it."""
 
-  def __init__(self, mesh=(2, 2, 2), *, lr=1e-2, waves=1, temperature=1.0, **k):
+  def __init__(self, mesh=(2, 2, 2), *, lr=1e-2, waves=1, temperature=1.0):
     self.mesh = make_mesh(mesh)
     rate = optim.schedule(lr, name='constant', warmup=0, steps=1)
     # Adam divides by the gradient's size, and so magnifies rounding near 0.
@@ -32,26 +36,25 @@ class Setup:
     init = lambda: optim.init_state(
       optimizer, model.init(CFG, jax.random.key(0)), 0
     )
-    abstract = jax.eval_shape(init)
-    shardings = tree_shardings(abstract, self.mesh)
-    knobs = {
-      'frozen': None,
-      'reference': None,
-      'minibatches': 1,
-      'micro': 1,
-      'temperature': temperature,
-      'clip': (0.2, 0.28),
-      'band': (0.5, 5.0),
-      'kl_coef': 0.0,
-      'dtype': jnp.float32,
-      'remat': 'none',
-    }
+    shardings = tree_shardings(jax.eval_shape(init), self.mesh)
     with jax.set_mesh(self.mesh):
       self.state = jax.jit(init, out_shardings=shardings)()
-      if k.get('kl_coef'):
-        k['reference'] = jax.tree.map(jnp.copy, self.state['params'])
-      self._update = grpo.make_update(
-        CFG, optimizer, rate, self.mesh, **knobs | k
+      self._update = policy.make_update(
+        optimizer,
+        rate,
+        self.mesh,
+        score=policy.make_score(
+          CFG, temperature=temperature, dtype=jnp.float32, remat='none'
+        ),
+        loss=functools.partial(
+          objectives.policy_loss, **{k: PRESETS['crjax'][k] for k in LOSS}
+        ),
+        frozen=None,
+        reference=None,
+        old='now',
+        minibatches=1,
+        rows=4,
+        entropy_target=0.0,
       )
       self._rollout = grpo.make_rollout(
         CFG,
@@ -81,18 +84,35 @@ class Setup:
     return gather(self.state['params'])
 
 
-def make_batch(*args, groups=Q, **kwargs):
-  return grpo.make_batch(*args, groups=groups, **kwargs)
+def make_batch(asked, rolled, adv_QR, rewards_QR=None, **changes):
+  knobs = {
+    'groups': Q,
+    'minibatches': 1,
+    'length': P + 2 * C,
+    'rows': 4,
+    'aggregation': 'token-mean',
+    'limit': C,
+    'everything': False,
+    'mask_truncated': False,
+  }
+  rewards_QR = adv_QR if rewards_QR is None else rewards_QR
+  return grpo.make_batch(asked, rolled, rewards_QR, adv_QR, **knobs | changes)
+
+
+def completions(batch):
+  """{(tokens of a completion): (advantage, weight)} of a Batch."""
+  found = {}
+  for b, i in zip(
+    *np.nonzero(np.diff(batch.seq_BC, prepend=0) > 0), strict=True
+  ):
+    of = batch.seq_BC[b] == batch.seq_BC[b, i]
+    key = tuple(batch.target_BC[b, of].tolist())
+    found[key] = (batch.adv_BC[b, i].item(), batch.weight_BC[b, i].item())
+  return found
 
 
 def advantages():
   return np.random.default_rng(1).normal(size=(Q, R)).astype(np.float32)
-
-
-def assert_close(a, b, tolerance=1e-5):
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance), a, b
-  )
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.6])
@@ -101,7 +121,7 @@ def test_the_update_scores_tokens_as_the_sampler_did(temperature):
   batch = make_batch(asked, setup.rollout(asked), advantages())
   metrics = setup.update(batch)
   assert metrics['sampler_gap'] < 1e-5
-  assert metrics['icepop_dropped'] == 0
+  assert metrics['corrected_away'] == 0
 
 
 def test_waves_and_meshes_sample_the_same_completions():
@@ -129,100 +149,68 @@ def test_groups_with_an_advantage_go_first_in_dispatch_order():
   assert grpo.keep(adv_QR, 2).tolist() == [1, 3]
 
 
-def test_a_batch_holds_the_rows_of_the_kept_groups():
-  asked, rolled, adv_QR = (
-    questions(),
-    Setup().rollout(questions()),
-    advantages(),
-  )
+def sampled(rolled, b):
+  return tuple(rolled.tokens_BT[b][rolled.mask_BT[b]].tolist())
+
+
+def test_a_batch_holds_the_completions_of_the_kept_groups():
+  asked, adv_QR = questions(), advantages()
+  rolled = Setup().rollout(asked)
   adv_QR[[0, 2]] = 0
-  whole = make_batch(asked, rolled, adv_QR)
-  half = make_batch(asked, rolled, adv_QR, groups=2)
-  rows = np.r_[R : 2 * R, 3 * R : 4 * R]
-  np.testing.assert_array_equal(half.adv_B, whole.adv_B[rows])
-  valid = lambda b, i: b.tokens_BT[i][b.valid_BT[i]].tolist()
-  assert [valid(half, i) for i in range(2 * R)] == [
-    valid(whole, i) for i in rows
-  ]
+  found = completions(make_batch(asked, rolled, adv_QR, groups=2))
+  kept = [*range(R, 2 * R), *range(3 * R, 4 * R)]
+  assert found.keys() == {sampled(rolled, b) for b in kept}
+  for b in kept:
+    assert found[sampled(rolled, b)][0] == adv_QR.ravel()[b]
 
 
-def test_unused_columns_are_cut_and_change_nothing(multiple=4):
-  asked, one, other = questions(), Setup(), Setup()
-  wide = data.Prompts(
-    *(np.pad(x, ((0, 0), (9, 0))) for x in asked[:2]), *asked[2:]
-  )
-  rolled, adv_QR = one.rollout(asked), advantages()
-  small = make_batch(wide, rolled, adv_QR, multiple=multiple)
-  used = asked.mask_QP.any(0).sum()
-  assert small.tokens_BT.shape[1] - small.mask_BC.shape[1] == min(
-    -(-used // multiple) * multiple, P + 9
-  )
-  one.update(small)
-  other.update(make_batch(asked, rolled, adv_QR, multiple=64))
-  assert_close(one.params, other.params)
+def test_what_has_no_advantage_counts_in_the_mean_and_costs_nothing():
+  asked, adv_QR = questions(), advantages()
+  rolled = Setup().rollout(asked)
+  adv_QR[[0, 2]] = 0
+  found = completions(make_batch(asked, rolled, adv_QR))
+  whole = completions(make_batch(asked, rolled, adv_QR, everything=True))
+  assert len(found) == 2 * R
+  assert len(whole) == Q * R
+  assert found.items() <= whole.items()
+  weights = [w for _, w in whole.values()]
+  np.testing.assert_allclose(weights, 1 / rolled.mask_BT.sum(), rtol=1e-6)
 
 
-def test_without_advantage_nothing_moves():
-  asked, setup = questions(), Setup()
-  before = setup.params
-  zero_QR = np.zeros((Q, R), np.float32)
-  metrics = setup.update(make_batch(asked, setup.rollout(asked), zero_QR))
-  assert metrics['grad_norm'] == 0
-  assert_close(setup.params, before, 0)
+@pytest.mark.parametrize('everything', [True, False])
+def test_what_was_not_judged_is_in_no_mean(everything):
+  asked, adv_QR = questions(), advantages()
+  rolled = Setup().rollout(asked)
+  rewards_QR = adv_QR.copy()
+  rewards_QR[1, 2] = np.nan
+  adv_QR[1, 2] = 0
+  batch = make_batch(asked, rolled, adv_QR, rewards_QR, everything=everything)
+  found = completions(batch)
+  assert found.keys() == {
+    sampled(rolled, b) for b in range(Q * R) if b != R + 2
+  }
+  np.testing.assert_allclose(batch.weight_BC.sum(), 1, rtol=1e-5)
 
 
-def test_an_update_raises_what_was_rewarded():
-  asked, setup = questions(), Setup()
-  rolled, adv_QR = setup.rollout(asked), advantages()
-  batch = make_batch(asked, rolled, adv_QR)
+def test_truncated_completions_are_left_out_on_request():
+  asked, adv_QR = questions(), advantages()
+  rolled = Setup().rollout(asked)
+  found = completions(make_batch(asked, rolled, adv_QR, mask_truncated=True))
+  ended = np.flatnonzero(rolled.stopped_B)
+  assert 0 < len(ended) < Q * R
+  assert found.keys() == {sampled(rolled, b) for b in ended}
 
-  def logp_B():
-    logp_BC, _ = model.score(
-      CFG,
-      setup.params,
-      batch.tokens_BT,
-      batch.valid_BT,
-      start=batch.tokens_BT.shape[1] - batch.mask_BC.shape[1],
-      dtype=jnp.float32,
+
+def test_the_end_of_the_limit_costs_reward():
+  rolled = Setup().rollout(questions())
+  rewards_QR = np.zeros((Q, R), np.float32)
+  free, costly = (
+    grpo.make_advantage('dr-grpo', eps=0, limit=C, overlong=n)(
+      rewards_QR, rolled
     )
-    return (np.asarray(logp_BC) * batch.mask_BC).sum(1)
-
-  before = logp_B()
-  setup.update(batch)
-  assert ((logp_B() - before) * adv_QR.ravel()).sum() > 0
-
-
-@pytest.mark.parametrize(
-  ('mesh', 'micro'), [((8, 1, 1), 1), ((1, 8, 1), 2), ((1, 4, 2), 1)]
-)
-def test_update_does_not_depend_on_mesh_or_slices(mesh, micro):
-  asked, reference = questions(), Setup()
-  batch = make_batch(asked, reference.rollout(asked), advantages())
-  other = Setup(mesh, micro=micro)
-  want, got = reference.update(batch), other.update(batch)
-  assert_close(other.params, reference.params)
-  assert got['loss'] == pytest.approx(want['loss'], abs=1e-5)
-
-
-def test_second_minibatch_sees_a_moved_policy_and_its_own_old_logp():
-  asked, setup = questions(), Setup(minibatches=2, lr=0.1)
-  batch = make_batch(asked, setup.rollout(asked), advantages())
-  metrics = setup.update(batch)
-  assert int(gather(setup.state['step'])) == 1
-  # The old log-probs are those from before the first update, hence no drift.
-  assert metrics['sampler_gap'] < 1e-5
-  assert metrics['clip_low'] + metrics['clip_high'] > 0
-
-
-def test_kl_to_the_reference_starts_at_zero_and_pulls_back():
-  asked, setup = questions(), Setup(kl_coef=1.0)
-  rolled, adv_QR = setup.rollout(asked), advantages()
-  batch = make_batch(asked, rolled, adv_QR)
-  first = setup.update(batch)
-  assert first['kl_ref'] == pytest.approx(0, abs=1e-6)
-  free = make_batch(asked, rolled, np.zeros_like(adv_QR))
-  moved = setup.update(free)
-  assert moved['kl_ref'] > 0
-  for _ in range(20):
-    last = setup.update(free)
-  assert last['kl_ref'] < moved['kl_ref']
+    for n in (0, C)
+  )
+  assert (free == 0).all()
+  length_QR = rolled.mask_BT.sum(1).reshape(Q, R)
+  want_QR = length_QR.mean(1, keepdims=True) - length_QR
+  np.testing.assert_allclose(costly, want_QR / C, atol=1e-6)

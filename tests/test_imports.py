@@ -20,14 +20,23 @@ ROWS = [
     'execution',
     'files',
     'lora',
+    'branches',
     'topology',
     'hlo',
     'roofline',
   },
-  {'attention', 'rewards', 'examples', 'data', 'evals', 'aot'},
+  {
+    'attention',
+    'rewards',
+    'examples',
+    'data',
+    'evals',
+    'objectives',
+    'aot',
+  },
   {'model'},
   {'hf', 'sampling', 'engine', 'checkpoint'},
-  {'sft', 'grpo', 'evaluate'},
+  {'sft', 'grpo', 'policy', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
   {'plan'},
 ]
@@ -42,7 +51,7 @@ WITHIN = {
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))
 HOST_ONLY = {'execution', 'rewards'}
-PURE = {'losses', 'xent', 'advantages', 'model'}
+PURE = {'losses', 'xent', 'objectives', 'advantages', 'branches', 'model'}
 
 
 def imports(path):

@@ -59,9 +59,7 @@ def want(temperature=0.7):
 
 
 def close(got, expected, rtol=1e-5):
-  for a, b in zip(
-    jax.tree.leaves(got), jax.tree.leaves(expected), strict=True
-  ):
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
 
 
