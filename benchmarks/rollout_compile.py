@@ -37,11 +37,11 @@ def compile_for(name, mesh_shape, slots, args) -> dict:
   target = topology.open(name)
   mesh, n = make_mesh(mesh_shape, target.devices), len(target.devices)
   length, dtype = PROMPT + LONGEST, jnp.bfloat16
+  functions = plan.rollout_functions(cfg, mesh, slots, length, PROMPT, dtype)
+  if not args.prefill:
+    functions.pop('prefill')
+  weights, cache = map(aot.held, functions['decode'][1:3])
   with jax.set_mesh(mesh):
-    functions = plan.rollout_functions(cfg, mesh, slots, length, PROMPT, dtype)
-    if not args.prefill:
-      functions.pop('prefill')
-    weights, cache = map(aot.held, functions['decode'][1:3])
     programs = {k: aot.compile(k, f, *xs) for k, (f, *xs) in functions.items()}
   decode = programs['decode']
   per_slot = cache / slots

@@ -31,6 +31,9 @@ FREE = {
   'replica-id',
   'iota',
 }
+SLICES = ('dynamic-slice', 'slice', 'gather')
+# What changes a part of its first operand, and which operand is new.
+IN_PLACE = {'dynamic-update-slice': 1, 'scatter': 2}
 BITS = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16, 'token': 0, 'c64': 64}
 SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\]')
 INSTRUCTION = re.compile(r'\s+(ROOT )?%?([\w.\-]+) = ')
@@ -218,32 +221,38 @@ def traffic(computations, counts, fused) -> float:
 
 def _moved(x, shapes, computations):
   size = lambda name: sum(sizes(shapes.get(name, '')))
-  if x.op == 'dynamic-update-slice':
-    return 2 * size(x.operands[1])
-  if x.op in ('dynamic-slice', 'slice', 'gather'):
+  if x.op in IN_PLACE:
+    return 2 * size(x.operands[IN_PLACE[x.op]])
+  if x.op in SLICES:
     return 2 * sum(sizes(x.shape))
   called = dict(CALLED.findall(x.rest)).get('calls', '').lstrip('%')
   if x.op != 'fusion' or called not in computations:
     return sum(sizes(x.shape)) + sum(map(size, x.operands))
   inside = computations[called]
-  inner = {y.name: y.shape for y in inside}
-  read = sum(_read(y, inside, inner) for y in inside if y.op == 'parameter')
-  updates = [y for y in inside if y.op == 'dynamic-update-slice']
-  if updates and sum(sizes(updates[-1].shape)) >= sum(sizes(x.shape)):
-    return read + sum(sizes(inner[updates[-1].operands[1]]))
-  return read + sum(sizes(x.shape))
+  inner = {y.name: sum(sizes(y.shape)) for y in inside}
+  read = sum(
+    _read(y.name, inside, inner) for y in inside if y.op == 'parameter'
+  )
+  placed = [y for y in inside if y.op in IN_PLACE]
+  kept = sum(inner[y.name] for y in placed)
+  new = sum(inner[y.operands[IN_PLACE[y.op]]] for y in placed)
+  return read + new + max(sum(sizes(x.shape)) - kept, 0)
 
 
-def _read(parameter, inside, shapes):
-  """A fusion reads of an operand only the slices that it takes of it."""
-  users = [y for y in inside if parameter.name in y.operands]
+def _read(name, inside, inner):
+  """A fusion reads of an operand only the slices that it takes of it, and
+  nothing of what it changes in place."""
   total = 0
-  for y in users:
-    if y.op in ('dynamic-slice', 'slice', 'gather'):
-      total += sum(sizes(y.shape))
-    elif y.op != 'dynamic-update-slice' or y.operands[0] != parameter.name:
-      return sum(sizes(shapes[parameter.name]))
-  return total
+  for y in inside:
+    if name not in y.operands:
+      continue
+    if y.op in SLICES:
+      total += inner[y.name]
+    elif y.op == 'bitcast':
+      total += _read(y.name, inside, inner)
+    elif y.op not in IN_PLACE or y.operands[0] != name:
+      return inner[name]
+  return min(total, inner[name])
 
 
 def kernels(computations) -> collections.Counter:

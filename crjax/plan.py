@@ -8,6 +8,7 @@ memory, how fast they could be, and what the whole run would take. Nothing but
 the config is read: neither weights nor data have to exist.
 """
 
+import functools
 import json
 import pathlib
 
@@ -58,35 +59,36 @@ def plan(c, name: str, *, slots: int):
   held = {'parameters': aot.held(state['params']), 'optimizer': 0, 'frozen': 0}
   held['optimizer'] = aot.held(state) - held['parameters']
   held['frozen'] = aot.held(frozen)
+  kind = {'sft': sft_functions, 'grpo': grpo_functions}[c.task]
+  todo = kind(c, cfg, mesh, optimizer, rate, state, frozen, slots)
   with jax.set_mesh(mesh):
-    kind = {'sft': sft_programs, 'grpo': grpo_programs}[c.task]
-    programs = kind(c, cfg, mesh, optimizer, rate, state, frozen, slots=slots)
+    programs = {k: aot.compile(k, f, *args) for k, (f, *args) in todo.items()}
   return target, cfg, held, programs
 
 
-def sft_programs(c, cfg, mesh, optimizer, rate, state, frozen, *, slots):
-  """The one step of SFT."""
+def sft_functions(c, cfg, mesh, optimizer, rate, state, frozen, slots=0):
+  """{name: (jitted function, its arguments)}: the one step of SFT."""
   del slots  # Nothing is sampled.
   one = jax.ShapeDtypeStruct((c.batch, c.length), np.int32)
   batch = aot.rows(data.Examples(*[one] * len(data.Examples._fields)), mesh)
 
+  @functools.partial(jax.jit, donate_argnums=0)
   def step(state, frozen, batch):
     update = train.sft_update(c, cfg, optimizer, rate, frozen=frozen)
     return update(state, batch)
 
-  return {
-    'update': aot.compile('update', step, state, frozen, batch, donate=(0,))
-  }
+  return {'update': (step, state, frozen, batch)}
 
 
-def grpo_programs(c, cfg, mesh, optimizer, rate, state, frozen, *, slots):
-  """The decode copy, the prefill, a step of decoding and the update."""
+def grpo_functions(c, cfg, mesh, optimizer, rate, state, frozen, slots):
+  """The same of GRPO: decode copy, prefill, a step of decoding, update."""
   dtype = inputs.DTYPES[c.dtype]
   copy = sampling.make_decode_copy(cfg, mesh, dtype)
   length = c.prompt_length + c.completion_length
   batch = aot.rows(largest_batch(c), mesh)
   reference = state['params'] if c.kl_coef else None
 
+  @functools.partial(jax.jit, donate_argnums=0)
   def step(state, frozen, reference, batch):
     update = train.grpo_update(
       c, cfg, optimizer, rate, mesh, frozen=frozen, reference=reference
@@ -95,11 +97,7 @@ def grpo_programs(c, cfg, mesh, optimizer, rate, state, frozen, *, slots):
 
   todo = {'decode copy': (copy, state['params'], frozen)}
   todo |= rollout_functions(cfg, mesh, slots, length, c.prompt_length, dtype)
-  step = jax.jit(step, donate_argnums=0)
-  todo['update'] = step, state, frozen, reference, batch
-  return {
-    name: aot.compile(name, f, *args) for name, (f, *args) in todo.items()
-  }
+  return todo | {'update': (step, state, frozen, reference, batch)}
 
 
 def rollout_functions(cfg, mesh, slots: int, length: int, prompt: int, dtype):
