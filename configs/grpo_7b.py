@@ -35,6 +35,8 @@ def get_config(preset='crjax'):
   c.steps = 200
   c.questions = 192  # Sampled a step; of these
   c.groups = 128  # so many are trained on, those with an advantage first.
+  c.rounds = 4  # More are asked, so often, where groups lack a signal.
+  c.pools = True  # Half solved questions are asked more; see curriculum.py.
   c.rollouts = 16
   c.prompt_length = 2048
   c.completion_length = 4096
@@ -65,5 +67,5 @@ def get_config(preset='crjax'):
   c.remat = 'full'
   c.save_every = 20
   c.keep = 2
-  c.samples_every = 5
+  c.samples_every = 1
   return choose(c, preset)

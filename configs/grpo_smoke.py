@@ -32,6 +32,8 @@ def get_config(preset='crjax'):
   c.steps = 140
   c.questions = 32  # Sampled a step; of these
   c.groups = 16  # so many are trained on, those with an advantage first.
+  c.rounds = 1  # More are asked, so often, where groups lack a signal.
+  c.pools = False  # Half solved questions are asked more; see curriculum.py.
   c.rollouts = 8
   c.prompt_length = 112
   c.completion_length = 96
@@ -62,5 +64,5 @@ def get_config(preset='crjax'):
   c.remat = 'none'
   c.save_every = 20
   c.keep = 2
-  c.samples_every = 10
+  c.samples_every = 1
   return choose(c, preset)

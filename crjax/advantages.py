@@ -80,6 +80,11 @@ def soft_overlong(rewards_QR, length_QR, *, limit: int, buffer: int):
   return (rewards_QR - beyond_QR / buffer).astype(np.float32)
 
 
+def varied(rewards_QR):
+  """varied_Q: true where the judged rewards of a group differ."""
+  return (_std(rewards_QR) > 0)[:, 0]
+
+
 def solved(rewards_QR):
   """Shares of groups that are all wrong, mixed, all right: where signal is."""
   judged_QR = ~np.isnan(rewards_QR)

@@ -96,14 +96,6 @@ def visible(slot_T, segment_BS, segment_BT=None, branch_BT=None):
   return mask_BTS
 
 
-def place(old_BKSH, new_BKTH, slot):
-  """Writes T keys or values from `slot` on: one of all rows, or one a row."""
-  if jnp.ndim(slot) == 0:
-    return jax.lax.dynamic_update_slice(old_BKSH, new_BKTH, (0, 0, slot, 0))
-  one = lambda old, new, s: jax.lax.dynamic_update_slice(old, new, (0, s, 0))
-  return jax.vmap(one)(old_BKSH, new_BKTH, slot)
-
-
 def attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
   """Scaled dot-product attention, softmax in float32; returns y_BTNH.
 
@@ -119,3 +111,30 @@ def attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS):
   p_BKGTS = jax.nn.softmax(a_BKGTS, axis=-1).astype(v_BKSH.dtype)
   y_BTKGH = jnp.einsum('BKGTS,BKSH->BTKGH', p_BKGTS, v_BKSH)
   return y_BTKGH.reshape(B, T, N, H)
+
+
+def attend_parts(q_BTNH, parts, mask_BTS):
+  """`attend` of one token a row, T = 1, to keys that lie in several arrays.
+
+  `parts` are pairs (k_BKSH, v_BKSH); the mask covers them all, in their order.
+  There is one softmax, so that no sums have to be merged. Without an axis T in
+  the products, XLA:CPU copies no keys.
+  """
+  B, _, N, H = q_BTNH.shape
+  K = parts[0][0].shape[1]
+  q_BKGH = q_BTNH.reshape(B, K, N // K, H)
+  scores = [
+    jnp.einsum(
+      'BKGH,BKSH->BKGS', q_BKGH, k_BKSH, preferred_element_type=jnp.float32
+    )
+    for k_BKSH, _ in parts
+  ]
+  a_BKGS = jnp.concatenate(scores, axis=-1) * H**-0.5
+  p_BKGS = jax.nn.softmax(jnp.where(mask_BTS[:, None], a_BKGS, MASKED), axis=-1)
+  y_BKGH, start = 0, 0
+  for k_BKSH, v_BKSH in parts:
+    end = start + k_BKSH.shape[2]
+    some_BKGS = p_BKGS[..., start:end].astype(v_BKSH.dtype)
+    y_BKGH += jnp.einsum('BKGS,BKSH->BKGH', some_BKGS, v_BKSH)
+    start = end
+  return y_BKGH.reshape(B, 1, N, H)

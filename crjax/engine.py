@@ -146,7 +146,7 @@ def make(
     prompts,
     ahead,
     tuple(stop_ids),
-    prefill=jax.jit(functools.partial(model.prefill, cfg)),
+    prefill=jax.jit(lambda *args: model.prefill(cfg, *args)[1]),
     insert=jax.jit(insert, donate_argnums=0),
     enroll=jax.jit(enroll, donate_argnums=0),
     advance=jax.jit(
@@ -314,11 +314,10 @@ def needed(engine, state, taken):
   jobs = running(state)
   slots = doubled(len(jobs) + len(taken), engine.fewest)
   steps = [(j.request, j.asked) for j in jobs] + [(r, 0) for r in taken]
-  columns = max(
-    len(r.tokens) + min(asked + engine.chunk, r.most) for r, asked in steps
-  )
-  columns = min(bucket(columns, engine.window), engine.length)
-  return min(slots, engine.slots), columns
+  longest = max(len(r.tokens) + asked for r, asked in steps)
+  # A row that ended is moved on with the others to the end of the chunk.
+  columns = min(longest, engine.length) + engine.chunk
+  return min(slots, engine.slots), bucket(columns, engine.window)
 
 
 def admit(engine, params, state, taken, key, tally):
@@ -533,40 +532,57 @@ def advance(cfg, chunk: int, params, cache, rows, keep_B):
 
   Rows outside `keep_B` end at once.
   """
-  B = keep_B.shape[0]
-  rows = rows | {'live': rows['live'] & keep_B}
+  B, first_B, slot_B = len(keep_B), rows['count'], rows['slot']
+  seen_BS = jnp.arange(cache[0][0].shape[2]) < slot_B[:, None]
 
-  def step(state):
-    i, cache, rows, tokens_BC, logp_BC = state
-    x_BD, cache = model.step(cfg, params, rows['token'], rows['slot'], cache)
+  def one(state):
+    i, rows = state['i'], state['rows']
+    x_BD, side = model.step(
+      cfg, params, rows['token'], slot_B + i, cache, seen_BS, state['side'], i
+    )
     token_B, logp_B = draw(params, x_BD, rows)
-    live_B = rows['live']
-    n_B = live_B.astype(jnp.int32)
-    stop_B = (token_B[:, None] == rows['stop_BE']).any(1)
-    moved = {
-      'token': jnp.where(live_B, token_B, rows['token']),
-      'slot': rows['slot'] + n_B,
-      'count': rows['count'] + n_B,
-      'live': live_B & ~stop_B & (rows['count'] + 1 < rows['most']),
-      'stopped': jnp.where(live_B, stop_B, rows['stopped']),
+    return {
+      'i': i + 1,
+      'side': side,
+      'rows': move(rows, token_B),
+      'tokens_BC': state['tokens_BC'].at[:, i].set(token_B),
+      'logp_BC': state['logp_BC'].at[:, i].set(logp_B),
     }
-    tokens_BC = tokens_BC.at[:, i].set(token_B)
-    logp_BC = logp_BC.at[:, i].set(logp_B)
-    return i + 1, cache, rows | moved, tokens_BC, logp_BC
 
-  first_B = rows['count']
-  state = (
-    jnp.zeros((), jnp.int32),
-    cache,
-    rows | {'stopped': jnp.zeros(B, bool)},
-    jnp.zeros((B, chunk), jnp.int32),
-    jnp.zeros((B, chunk), jnp.float32),
+  state = {
+    'i': jnp.zeros((), jnp.int32),
+    'side': model.new_cache(cfg, B, chunk, cache[0][0].dtype),
+    'rows': rows
+    | {'live': rows['live'] & keep_B, 'stopped': jnp.zeros(B, bool)},
+    'tokens_BC': jnp.zeros((B, chunk), jnp.int32),
+    'logp_BC': jnp.zeros((B, chunk), jnp.float32),
+  }
+  going = lambda s: (s['i'] < chunk) & s['rows']['live'].any()
+  state = jax.lax.while_loop(going, one, state)
+  cache = model.settle(cache, state['side'], slot_B)
+  rows = state['rows']
+  out = Chunk(
+    state['tokens_BC'],
+    state['logp_BC'],
+    rows['count'] - first_B,
+    rows['live'],
+    rows.pop('stopped'),
+    state['i'],
   )
-  going = lambda s: (s[0] < chunk) & s[2]['live'].any()
-  steps, cache, rows, *out = jax.lax.while_loop(going, step, state)
-  stopped_B = rows.pop('stopped')
-  rest = (rows['count'] - first_B, rows['live'], stopped_B, steps)
-  return cache, whole(rows), whole(Chunk(*out, *rest))
+  return cache, whole(rows), whole(out)
+
+
+def move(rows, token_B):
+  """The rows after each of those alive got its token."""
+  live_B, n_B = rows['live'], rows['live'].astype(jnp.int32)
+  stop_B = (token_B[:, None] == rows['stop_BE']).any(1)
+  return rows | {
+    'token': jnp.where(live_B, token_B, rows['token']),
+    'slot': rows['slot'] + n_B,
+    'count': rows['count'] + n_B,
+    'live': live_B & ~stop_B & (rows['count'] + 1 < rows['most']),
+    'stopped': jnp.where(live_B, stop_B, rows['stopped']),
+  }
 
 
 def draw(params, x_BD, rows):

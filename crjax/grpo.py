@@ -4,25 +4,31 @@ Tokens that were sampled are the tokens that are trained on: text is decoded
 for rewards and logs only, and never encoded again.
 """
 
-import collections
-
 import jax
 import numpy as np
 
-from crjax import advantages, branches, rewards, sampling, tokenizer
+from crjax import (
+  advantages,
+  branches,
+  data,
+  rewards,
+  sampling,
+  tokenizer,
+  watch,
+)
 from crjax.sharding import gather, put, replicate, sum_over_processes
 
 
 def run(
-  state, prompts, *, rollout, judge, advantage, batch, update, log, save, steps
+  state, prompts, *, collect, advantage, batch, update, log, save, steps: int
 ):
   """Trains to `steps` from wherever `state` and `prompts` stand.
 
   Args:
     state: see optim.py; donated, step by step.
     prompts: iterator of `data.Prompts`; its position belongs to the state.
-    rollout: (state, Prompts) -> list of Rollout on the device, one a wave.
-    judge: (tasks, list of Rollout) -> (Rollout on the host, rewards_QR, rows).
+    collect: (state, prompts) -> (Prompts, Rollout on the host, rewards_QR,
+      rows of samples), see `make_collect`.
     advantage: (rewards_QR, Rollout) -> adv_QR, see advantages.py.
     batch: (Prompts, Rollout, rewards_QR, adv_QR) -> Batch, see `make_batch`.
     update: (state, Batch on the host) -> (state, metrics on the device).
@@ -33,17 +39,63 @@ def run(
   start = int(gather(state['step']))
   save(start, state, prompts)
   for step in range(start + 1, steps + 1):
-    questions = next(prompts)
-    rolled, rewards_QR, rows = judge(questions.tasks, rollout(state, questions))
+    questions, rolled, rewards_QR, rows = collect(state, prompts)
     adv_QR = advantage(rewards_QR, rolled)
     inputs = batch(questions, rolled, rewards_QR, adv_QR)
     state, metrics = update(state, inputs)
-    metrics = gather(metrics) | summarize(rewards_QR, rolled, rows)
-    for row in rows:
-      row['advantage'] = float(adv_QR.ravel()[row['row']])
+    host = watch.summarize(rewards_QR, adv_QR, rolled, rows)
+    watch.describe(rows, adv_QR, rolled)
+    metrics = gather(metrics) | host
     log(step, metrics, tokens=int(rolled.mask_BT.sum()), rows=rows)
     save(step, state, prompts)
   return state
+
+
+def make_collect(rollout, judge, *, groups: int, rounds: int, observe):
+  """(state, prompts) -> what was asked, sampled and judged for one update.
+
+  Asks, a batch of questions a round, until `groups` groups have rewards that
+  differ, at most `rounds` times (dynamic sampling, DAPO).
+
+  Args:
+    rollout: (state, Prompts) -> list of Rollout on the device, one a wave.
+    judge: (tasks, list of Rollout) -> (Rollout on the host, rewards_QR, rows).
+    observe: called with (ids_Q, rewards_QR) of every round.
+  """
+
+  def one_round(state, prompts):
+    questions = next(prompts)
+    waves = rollout(state, questions)
+    rolled, rewards_QR, rows = judge(questions.tasks, waves)
+    observe(questions.ids_Q, rewards_QR)
+    return questions, rolled, rewards_QR, rows
+
+  def collect(state, prompts):
+    parts, found = [], 0
+    while not parts or (found < groups and len(parts) < rounds):
+      parts.append(one_round(state, prompts))
+      found += advantages.varied(parts[-1][2]).sum()
+    return join(parts)
+
+  return collect
+
+
+def join(parts):
+  """(Prompts, Rollout, rewards_QR, rows) of several rounds as of one."""
+  asked, rolled, rewards, rows = zip(*parts, strict=True)
+  first = 0
+  for rewards_QR, some in zip(rewards, rows, strict=True):
+    for row in some:
+      row['row'] += first
+    first += rewards_QR.size
+  *arrays, tasks = zip(*asked, strict=True)
+  tasks = [task for some in tasks for task in some]
+  return (
+    data.Prompts(*map(np.concatenate, arrays), tasks),
+    sampling.Rollout(*map(np.concatenate, zip(*rolled, strict=True))),
+    np.concatenate(rewards),
+    [row for some in rows for row in some],
+  )
 
 
 def make_rollout(
@@ -196,26 +248,3 @@ def keep(adv_QR, groups: int):
   """Indices of the groups to train on, ascending; see `make_batch`."""
   silent_Q = ~(adv_QR != 0).any(1)
   return np.sort(np.argsort(silent_Q, kind='stable')[:groups])
-
-
-def summarize(rewards_QR, rolled, rows):
-  """Host metrics of one batch: rewards, lengths, formats, where signal is."""
-  length_B = rolled.mask_BT.sum(1)
-  mean = lambda values: float(np.nanmean(values)) if len(values) else 0.0
-  kinds = {row['kind'] for row in rows}
-  verdicts = collections.Counter(row['verdict'] for row in rows)
-  return {
-    'reward': mean(rewards_QR[~np.isnan(rewards_QR)]),
-    'infra': float(np.isnan(rewards_QR).mean()),
-    'format_rate': mean([row['format_ok'] for row in rows]),
-    'completion/length': float(length_B.mean()),
-    'completion/truncated': float((~rolled.stopped_B).mean()),
-    **advantages.solved(rewards_QR),
-    **{f'verdict/{k}': n / len(rows) for k, n in sorted(verdicts.items())},
-    **{
-      f'reward/{kind}': mean(
-        [row['reward'] for row in rows if row['kind'] == kind]
-      )
-      for kind in sorted(kinds)
-    },
-  }

@@ -5,6 +5,7 @@ null. A resumed run cuts the file back to the step it resumes from, and tells
 TensorBoard to do the same, so that every step is there once.
 """
 
+import collections
 import contextlib
 import json
 import math
@@ -20,6 +21,8 @@ import rich.text
 
 QUIET_SECONDS = 10.0  # Between progress lines where there is no terminal.
 TABLE_SECONDS = 60.0  # Between sample tables; their files are all written.
+ALARM_STEPS = 20  # An alarm that goes on is said again after so many.
+REMEMBERED = 100  # Lines that alarms look back on.
 SHOWN_SAMPLES = 3
 SHOWN_CHARS = 160
 SAMPLE_COLUMNS = (
@@ -39,15 +42,26 @@ class Writer:
     run_dir: created if need be.
     start_step: the step that the run resumes from, 0 for a fresh run.
     total_steps: where the progress ends.
+    alarms: the last lines, the newest last, to {name: what is wrong and what to
+      do}; see watch.py. What it finds is printed and written as `alarm/name`.
   """
 
-  def __init__(self, run_dir, *, start_step: int, total_steps: int):
+  def __init__(
+    self,
+    run_dir,
+    *,
+    start_step: int,
+    total_steps: int,
+    alarms=lambda lines: {},
+  ):
     import tensorflow as tf  # Slow to import; only event files need it.
 
     self._dir = pathlib.Path(run_dir)
     self._dir.mkdir(parents=True, exist_ok=True)
     path = self._dir / 'metrics.jsonl'
     truncate(path, start_step)
+    self._recent = collections.deque(read_lines(path), REMEMBERED)
+    self._alarms, self._said = alarms, {}
     self._lines = path.open('a')
     self._tf = tf.compat.v1
     with tf.Graph().as_default():  # This writer refuses to open without one.
@@ -73,6 +87,10 @@ class Writer:
     }
     line = {'step': step, 'tokens': tokens, **scalars, **clock}
     finite = {k: v if math.isfinite(v) else None for k, v in line.items()}
+    self._recent.append(finite)
+    wrong = self._alarms(list(self._recent))
+    scalars = scalars | {f'alarm/{name}': 1.0 for name in wrong}
+    finite |= {f'alarm/{name}': 1.0 for name in wrong}
     with _naming(self._lines.name):
       self._lines.write(json.dumps(finite) + '\n')
       self._lines.flush()
@@ -82,6 +100,7 @@ class Writer:
     ]
     self._events.add_summary(self._tf.Summary(value=values), step)
     self._show(step, scalars, clock['perf/tokens_per_s'])
+    self._warn(step, wrong)
 
   def samples(self, step: int, rows: list[dict]):
     """Writes rows to samples/step_<step>.parquet and shows a few of them."""
@@ -111,6 +130,12 @@ class Writer:
 
   def __exit__(self, *_):
     self.close()
+
+  def _warn(self, step, wrong):
+    for name, text in wrong.items():
+      if step - self._said.get(name, -math.inf) >= ALARM_STEPS:
+        self._said[name] = step
+        self._console.print(_plain(f'step {step}: ALARM {name}: {text}'))
 
   def _show(self, step, scalars, speed):
     now = time.monotonic()
@@ -162,6 +187,14 @@ def truncate(path, last_step: int):
   temporary = path.with_suffix('.tmp')
   temporary.write_text(''.join(kept))
   os.replace(temporary, path)
+
+
+def read_lines(path) -> list[dict]:
+  """The lines of a metrics.jsonl; none where there is no such file."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    return []
+  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def sample_table(step: int, rows) -> rich.table.Table:

@@ -9,7 +9,8 @@ layers are stacked on a leading axis, and these pure functions:
   score       log-probs of given tokens, from `forward`
   fused_loss  a loss of them, whose gradient is made on the way
   unstack     the decode copy: a list of layers, matrices in the compute dtype
-  decode      the same block over that copy and an explicit cache, unrolled
+  prefill     the same block over that copy, unrolled, which keeps a cache
+  step        one token a row, over a cache that is read, one that is written
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from crjax import losses, xent
-from crjax.attention import Yarn, attend, place, rope, visible
+from crjax.attention import Yarn, attend, attend_parts, rope, visible
 from crjax.lora import MARK, Lora, merge
 from crjax.sharding import shard, suffix
 
@@ -119,7 +120,7 @@ class Attention(nn.Module):
   cfg: Config
 
   @nn.compact
-  def __call__(self, x_BTD, pos_BT, mask_BTS, cache, slot):
+  def __call__(self, x_BTD, pos_BT, mask_BTS, past, column):
     c = self.cfg
 
     def project(name, heads):
@@ -140,15 +141,18 @@ class Attention(nn.Module):
     q_BTNH = rope(q_BTNH, pos_BT, c.rope_theta, c.yarn)
     k_BKSH = rope(k_BTKH, pos_BT, c.rope_theta, c.yarn).swapaxes(1, 2)
     v_BKSH = v_BTKH.swapaxes(1, 2)
-    if cache is not None:  # The new tokens take their slots; attend to all.
-      k_BKSH, v_BKSH = cache = jax.tree.map(
-        lambda old, new: place(old, new, slot),
-        cache,
-        (k_BKSH, v_BKSH),
+    kv = k_BKSH, v_BKSH
+    if past is None:
+      y_BTNH = attend(q_BTNH, *kv, mask_BTS)
+    else:  # The new token goes beside what is only read.
+      cache, side = past
+      put = lambda old, new: jax.lax.dynamic_update_slice(
+        old, new, (0, 0, column, 0)
       )
-    y_BTNH = attend(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
+      kv = jax.tree.map(put, side, kv)
+      y_BTNH = attend_parts(q_BTNH, (cache, kv), mask_BTS)
     fan_in = 2 * c.L * c.N * c.H
-    return linear(self, c, y_BTNH, 'o', 'NH', 'D', fan_in), cache
+    return linear(self, c, y_BTNH, 'o', 'NH', 'D', fan_in), kv
 
 
 class Mlp(nn.Module):
@@ -165,17 +169,18 @@ class Mlp(nn.Module):
 
 class Block(nn.Module):
   cfg: Config
+  keep: bool = False  # whether to return keys and values
 
   @nn.compact
-  def __call__(self, x_BTD, pos_BT, mask_BTS, cache=None, slot=0):
+  def __call__(self, x_BTD, pos_BT, mask_BTS, past=None, column=0):
     eps = self.cfg.norm_eps
     h_BTD = RMSNorm(eps, name='pre_attn')(x_BTD)
-    y_BTD, cache = Attention(self.cfg, name='attn')(
-      h_BTD, pos_BT, mask_BTS, cache, slot
+    y_BTD, kv = Attention(self.cfg, name='attn')(
+      h_BTD, pos_BT, mask_BTS, past, column
     )
     x_BTD += y_BTD
     x_BTD += Mlp(self.cfg, name='mlp')(RMSNorm(eps, name='pre_mlp')(x_BTD))
-    return shard(x_BTD, 'BTD'), cache
+    return shard(x_BTD, 'BTD'), kv if self.keep else None
 
 
 class Qwen(nn.Module):
@@ -367,7 +372,7 @@ def unstack(params, dtype, adapters: Lora | None = None):
   """The decode copy: `layers` a list, matrices cast, norm scales float32.
 
   Decoding by a scan over stacked weights copies every weight at every token.
-  Adapters are merged into their matrices: `decode` runs the base model.
+  Adapters are merged into their matrices: `step` runs the base model.
   """
   params = merge(params, adapters)
   params = jax.tree.map_with_path(
@@ -384,46 +389,57 @@ def new_cache(cfg: Config, B: int, S: int, dtype):
   return [(zeros(), zeros()) for _ in range(cfg.L)]
 
 
-def decode(cfg, params, tokens_BT, pos_BT, valid_BS, cache, slot):
-  """Runs T tokens at slots slot..slot+T-1; returns (hidden_BTD, cache).
-
-  `params` comes from `unstack`; the cache's length is S. Layers are unrolled.
-  """
-  mask_BTS = visible(slot + jnp.arange(tokens_BT.shape[1]), valid_BS)
-  return blocks(cfg, params, tokens_BT, pos_BT, mask_BTS, cache, slot)
-
-
-def blocks(cfg, params, tokens_BT, pos_BT, mask_BTS, cache, slot):
-  """(hidden_BTD, cache): all layers, unrolled."""
-  x_BTD = shard(params['embed_VD'][tokens_BT], 'BTD')
-  block, written = Block(cfg), []
-  for layer, kv in zip(params['layers'], cache, strict=True):
-    x_BTD, kv = block.apply(
-      {'params': layer}, x_BTD, pos_BT, mask_BTS, kv, slot
-    )
-    written.append(kv)
-  norm = RMSNorm(cfg.norm_eps)
-  return norm.apply({'params': params['final_norm']}, x_BTD), written
-
-
 def prefill(cfg: Config, params, tokens_BP):
-  """The cache, P long, of prompts that are padded behind their last token."""
-  B, P = tokens_BP.shape
-  cache = new_cache(cfg, B, P, params['embed_VD'].dtype)
-  pos_BT = jnp.broadcast_to(jnp.arange(P), (B, P))
-  valid_BS = jnp.ones((B, P), bool)
-  return decode(cfg, params, tokens_BP, pos_BT, valid_BS, cache, 0)[1]
+  """(hidden_BPD, cache of P columns) of prompts, padded behind their end.
 
-
-def step(cfg: Config, params, token_B, slot_B, cache):
-  """One token a row, at its own slot: (hidden_BD, cache).
-
-  A row's slots are its positions, and it sees those up to its own: what lies
-  behind is of an earlier row or padding.
+  `params` comes from `unstack`, here and in `step`.
   """
-  S = cache[0][0].shape[2]
-  mask_BTS = (jnp.arange(S) <= slot_B[:, None])[:, None]
-  x_BTD, cache = blocks(
-    cfg, params, token_B[:, None], slot_B[:, None], mask_BTS, cache, slot_B
+  B, P = tokens_BP.shape
+  pos_BT = jnp.broadcast_to(jnp.arange(P), (B, P))
+  mask_BTS = visible(jnp.arange(P), jnp.ones((B, P), bool))
+  past = [None] * cfg.L
+  return unrolled(cfg, params, tokens_BP, pos_BT, mask_BTS, past, 0)
+
+
+def step(cfg: Config, params, token_B, pos_B, cache, seen_BS, side, column):
+  """(hidden_BD, side) of one token a row, written to a column of `side`.
+
+  It sees the columns `seen_BS` of the cache and those of `side` up to its own.
+  Loops carry `side` alone, which has a column a step; `settle` ends them. A row
+  could not write its own column of the cache without cost: one write a step
+  in common is free.
+  """
+  steps = side[0][0].shape[2]
+  beside_S = jnp.arange(steps) <= column
+  beside_BS = jnp.broadcast_to(beside_S, (len(token_B), steps))
+  mask_BTS = jnp.concatenate([seen_BS, beside_BS], axis=1)[:, None]
+  past = list(zip(cache, side, strict=True))
+  x_BTD, side = unrolled(
+    cfg, params, token_B[:, None], pos_B[:, None], mask_BTS, past, column
   )
-  return x_BTD[:, 0], cache
+  return x_BTD[:, 0], side
+
+
+def unrolled(cfg, params, tokens_BT, pos_BT, mask_BTS, past, column):
+  """(hidden_BTD, keys and values a layer)."""
+  x_BTD = shard(params['embed_VD'][tokens_BT], 'BTD')
+  block, kept = Block(cfg, keep=True), []
+  for layer, one in zip(params['layers'], past, strict=True):
+    x_BTD, kv = block.apply(
+      {'params': layer}, x_BTD, pos_BT, mask_BTS, one, column
+    )
+    kept.append(kv)
+  norm = RMSNorm(cfg.norm_eps)
+  return norm.apply({'params': params['final_norm']}, x_BTD), kept
+
+
+def settle(cache, side, slot_B):
+  """The cache with the columns of `side` from `slot_B` on, a row each.
+
+  Row b must have room: slot + columns <= S, or its columns shift.
+  """
+  row = lambda old, new, slot: jax.lax.dynamic_update_slice(
+    old, new, (0, slot, 0)
+  )
+  one = lambda old, new: shard(jax.vmap(row)(old, new, slot_B), 'BKSH')
+  return jax.tree.map(one, cache, side)

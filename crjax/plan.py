@@ -51,7 +51,8 @@ def plan(c, name: str, *, slots: int):
   mesh = make_mesh(c.mesh, target.devices)
   cfg = shape(c)
   optimizer, rate = train.make_optimizer(c, updates=1000)
-  _, state = train.abstract_state(c, cfg, optimizer, mesh)
+  scalars = train.state_scalars(c) if c.task == 'grpo' else ()
+  _, state = train.abstract_state(c, cfg, optimizer, mesh, scalars)
   frozen = None
   if cfg.lora:
     base = lambda x: jax.ShapeDtypeStruct(x.shape, inputs.DTYPES[c.dtype])
@@ -90,8 +91,8 @@ def grpo_functions(c, cfg, mesh, optimizer, rate, state, frozen, slots):
 
   @functools.partial(jax.jit, donate_argnums=0)
   def step(state, frozen, reference, batch):
-    update = train.grpo_update(
-      c, cfg, optimizer, rate, mesh, frozen=frozen, reference=reference
+    update = train.make_policy_update(
+      c, cfg, mesh, optimizer, rate, frozen, reference
     )
     return update(state, batch)
 
@@ -138,7 +139,7 @@ def largest_batch(c):
     stopped_B=np.ones(B, bool),
   )
   ones_QR = np.ones((c.questions, c.rollouts), np.float32)
-  batch = train.grpo_batch(c)(questions, rolled, ones_QR, ones_QR)
+  batch = train.make_batching(c)(questions, rolled, ones_QR, ones_QR)
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
 

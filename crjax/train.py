@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from crjax import (
   checkpoint,
+  curriculum,
   data,
   execution,
   grpo,
@@ -29,6 +30,7 @@ from crjax import (
   policy,
   sft,
   tokenizer,
+  watch,
 )
 from crjax.inputs import DTYPES, first_params, load_frozen, open_inputs
 from crjax.sharding import make_mesh, tree_shardings
@@ -69,16 +71,7 @@ def train_grpo(c):
   """Builds the parts of a GRPO run and hands them to `grpo.run`."""
   tok, cfg, load = open_inputs(c)
   mesh = make_mesh(c.mesh)
-  dtype = DTYPES[c.dtype]
-  prompts = data.prompts(
-    c.data,
-    tok,
-    questions=c.questions,
-    length=c.prompt_length,
-    seed=c.seed,
-    pad_id=tok.pad_token_id,
-    thinking=c.thinking,
-  )
+  prompts = open_prompts(c, tok)
   optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
   with (
     jax.set_mesh(mesh),
@@ -87,47 +80,123 @@ def train_grpo(c):
   ):
     note_sandbox(c, pool.report)
     frozen = load_frozen(c, cfg, load, mesh)
-    rollout = grpo.make_rollout(
-      cfg,
-      mesh,
-      frozen=frozen,
-      rollouts=c.rollouts,
-      steps=c.completion_length,
-      stop_ids=tokenizer.stop_ids(tok),
-      pad_id=tok.pad_token_id,
-      dtype=dtype,
-      temperature=c.temperature,
-      waves=c.waves,
+    # The reference is the model that the run started from, resumed or not.
+    reference = first_params(c, cfg, load, mesh) if c.kl_coef else None
+    collect = make_collect(c, cfg, mesh, tok, pool, prompts, frozen)
+    update = make_policy_update(
+      c, cfg, mesh, optimizer, rate, frozen, reference
     )
-    update = grpo_update(
-      c,
-      cfg,
-      optimizer,
-      rate,
-      mesh,
-      frozen=frozen,
-      # The reference is the model that the run started from, resumed or not.
-      reference=first_params(c, cfg, load, mesh) if c.kl_coef else None,
+    state = start(
+      c, manager, mesh, cfg, load, optimizer, prompts, state_scalars(c)
     )
-    state = start(c, manager, mesh, cfg, load, optimizer, prompts)
-    with open_log(c, state, c.steps) as log, jax.transfer_guard('disallow'):
+    with (
+      open_log(c, state, c.steps, watch.alarms) as log,
+      jax.transfer_guard('disallow'),
+    ):
       grpo.run(
         state,
         prompts,
-        rollout=rollout,
-        judge=grpo.make_judge(tok, pool, rollouts=c.rollouts),
+        collect=collect,
         advantage=grpo.make_advantage(
           c.advantage,
           eps=c.advantage_eps,
           limit=c.completion_length,
           overlong=int(c.overlong * c.completion_length),
         ),
-        batch=grpo_batch(c),
+        batch=make_batching(c),
         update=update,
         log=log,
         save=saver(c, manager, c.steps),
         steps=c.steps,
       )
+
+
+def open_prompts(c, tok):
+  """The questions of a GRPO run, by curriculum where `c.pools` says so."""
+  prompts = data.prompts(
+    c.data,
+    tok,
+    questions=1 if c.pools else c.questions,
+    length=c.prompt_length,
+    seed=c.seed,
+    pad_id=tok.pad_token_id,
+    thinking=c.thinking,
+  )
+  if not c.pools:
+    return prompts
+  return curriculum.Curriculum(prompts, questions=c.questions, seed=c.seed)
+
+
+def make_collect(c, cfg, mesh, tok, pool, prompts, frozen):
+  """See `grpo.make_collect`."""
+  rollout = grpo.make_rollout(
+    cfg,
+    mesh,
+    frozen=frozen,
+    rollouts=c.rollouts,
+    steps=c.completion_length,
+    stop_ids=tokenizer.stop_ids(tok),
+    pad_id=tok.pad_token_id,
+    dtype=DTYPES[c.dtype],
+    temperature=c.temperature,
+    waves=c.waves,
+  )
+  return grpo.make_collect(
+    rollout,
+    grpo.make_judge(tok, pool, rollouts=c.rollouts),
+    groups=c.groups,
+    rounds=c.rounds if c.dynamic else 1,
+    observe=prompts.observe if c.pools else lambda *_: None,
+  )
+
+
+def make_batching(c):
+  """See `grpo.make_batch`."""
+  return functools.partial(
+    grpo.make_batch,
+    groups=c.groups,
+    minibatches=c.minibatches,
+    length=c.row,
+    rows=c.rows,
+    aggregation=c.aggregation,
+    limit=c.completion_length,
+    everything=bool(c.kl_coef or c.entropy_target),
+    mask_truncated=c.mask_truncated,
+  )
+
+
+def make_policy_update(c, cfg, mesh, optimizer, rate, frozen, reference):
+  """See `policy.make_update`."""
+  loss = functools.partial(
+    objectives.policy_loss,
+    objective=c.objective,
+    clip=tuple(c.clip),
+    correction=c.correction,
+    band=tuple(c.band),
+    kl=c.kl,
+    kl_coef=c.kl_coef,
+  )
+  score = policy.make_score(
+    cfg, temperature=c.temperature, dtype=DTYPES[c.dtype], remat=c.remat
+  )
+  return policy.make_update(
+    optimizer,
+    rate,
+    mesh,
+    score=score,
+    loss=loss,
+    frozen=frozen,
+    reference=reference,
+    old=old_logp(c),
+    minibatches=c.minibatches,
+    rows=c.rows,
+    entropy_target=c.entropy_target,
+  )
+
+
+def state_scalars(c):
+  """What the state of a GRPO run holds beside that of an SFT run."""
+  return ('entropy_coef',) if c.entropy_target else ()
 
 
 def old_logp(c) -> str:
@@ -153,48 +222,6 @@ def sft_update(c, cfg, optimizer, rate, *, frozen):
   )
 
 
-def grpo_update(c, cfg, optimizer, rate, mesh, *, frozen, reference):
-  """The update of a GRPO run; what `plan` compiles, too."""
-  return policy.make_update(
-    optimizer,
-    rate,
-    mesh,
-    score=policy.make_score(
-      cfg, temperature=c.temperature, dtype=DTYPES[c.dtype], remat=c.remat
-    ),
-    loss=functools.partial(
-      objectives.policy_loss,
-      objective=c.objective,
-      clip=tuple(c.clip),
-      correction=c.correction,
-      band=tuple(c.band),
-      kl=c.kl,
-      kl_coef=c.kl_coef,
-    ),
-    frozen=frozen,
-    reference=reference,
-    old=old_logp(c),
-    minibatches=c.minibatches,
-    rows=c.rows,
-    entropy_target=c.entropy_target,
-  )
-
-
-def grpo_batch(c):
-  """What makes the input of an update, see `grpo.make_batch`."""
-  return functools.partial(
-    grpo.make_batch,
-    groups=c.groups,
-    minibatches=c.minibatches,
-    length=c.row,
-    rows=c.rows,
-    aggregation=c.aggregation,
-    limit=c.completion_length,
-    everything=bool(c.kl_coef or c.entropy_target),
-    mask_truncated=c.mask_truncated,
-  )
-
-
 def make_optimizer(c, *, updates: int):
   """(optimizer, schedule) for a run of so many optimizer updates."""
   rate = optim.schedule(
@@ -213,14 +240,13 @@ def make_optimizer(c, *, updates: int):
   return optimizer, rate
 
 
-def abstract_state(c, cfg, optimizer, mesh):
-  """(params -> state, shapes and shardings of that state)."""
-  adapting = c.task == 'grpo' and c.entropy_target
+def abstract_state(c, cfg, optimizer, mesh, scalars=()):
+  """(params -> state, shapes and shardings of that state).
+
+  `scalars`: see `optim.init_state`.
+  """
   make = functools.partial(
-    optim.init_state,
-    optimizer,
-    seed=c.seed,
-    scalars=('entropy_coef',) if adapting else (),
+    optim.init_state, optimizer, seed=c.seed, scalars=scalars
   )
   whole = hf.abstract(cfg)
   shapes = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
@@ -231,12 +257,12 @@ def abstract_state(c, cfg, optimizer, mesh):
   )
 
 
-def start(c, manager, mesh, cfg, load, optimizer, batches):
+def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
   """The state to train from: the newest checkpoint, else a fresh start.
 
   Also moves `batches` to the position that belongs to the state.
   """
-  make, abstract = abstract_state(c, cfg, optimizer, mesh)
+  make, abstract = abstract_state(c, cfg, optimizer, mesh, scalars)
   found = checkpoint.restore(manager, abstract)
   if found is None:
     params = first_params(c, cfg, load, mesh)
@@ -277,7 +303,7 @@ def saver(c, manager, steps: int):
 
 
 @contextlib.contextmanager
-def open_log(c, state, steps: int):
+def open_log(c, state, steps: int, alarms=lambda lines: {}):
   """Yields log(step, metrics, tokens, rows): files, progress, samples.
 
   The first process of several writes for all; the rows are its own.
@@ -286,7 +312,9 @@ def open_log(c, state, steps: int):
     yield lambda *_, **__: None
     return
   first = int(jax.device_get(state['step']))
-  with metrics.Writer(c.workdir, start_step=first, total_steps=steps) as writer:
+  with metrics.Writer(
+    c.workdir, start_step=first, total_steps=steps, alarms=alarms
+  ) as writer:
 
     def log(step, scalars, tokens, rows=()):
       writer.write(step, {k: float(v) for k, v in scalars.items()}, tokens)

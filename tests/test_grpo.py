@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from configs.grpo_presets import PRESETS
-from crjax import data, grpo, model, objectives, optim, policy
+from crjax import data, grpo, model, objectives, optim, policy, sampling
 from crjax.sharding import gather, make_mesh, tree_shardings
 
 CFG = model.Config(V=32, L=2, D=16, F=24, N=4, K=2, H=8, tied=True)
@@ -214,3 +214,64 @@ def test_the_end_of_the_limit_costs_reward():
   length_QR = rolled.mask_BT.sum(1).reshape(Q, R)
   want_QR = length_QR.mean(1, keepdims=True) - length_QR
   np.testing.assert_allclose(costly, want_QR / C, atol=1e-6)
+
+
+class Asked:
+  """Endless prompts of two questions whose only token is their id."""
+
+  def __init__(self):
+    self.next = 0
+
+  def __next__(self):
+    ids_Q = np.arange(self.next, self.next + 2, dtype=np.int32)
+    self.next += 2
+    tokens_QP = ids_Q[:, None]
+    tasks = [{'id': int(i)} for i in ids_Q]
+    return data.Prompts(tokens_QP, tokens_QP >= 0, ids_Q, tasks)
+
+
+def collect(solved_by, groups, rounds):
+  """What is collected where question i is solved as in solved_by[i]."""
+  observed = []
+
+  def rollout(state, asked):
+    tokens_BT = np.repeat(asked.ids_Q, R)[:, None]
+    ones_BT = np.ones_like(tokens_BT, bool)
+    zeros_BT = np.zeros_like(tokens_BT, np.float32)
+    return sampling.Rollout(tokens_BT, zeros_BT, ones_BT, ones_BT[:, 0])
+
+  def judge(tasks, rolled):
+    rewards_QR = np.array([solved_by[task['id']] for task in tasks], float)
+    rows = [{'row': b, 'id': tasks[b // R]['id']} for b in range(2 * R)]
+    return rolled, rewards_QR, rows
+
+  def observe(ids_Q, rewards_QR):
+    observed.extend(ids_Q.tolist())
+
+  one = grpo.make_collect(
+    rollout, judge, groups=groups, rounds=rounds, observe=observe
+  )
+  return *one(None, Asked()), observed
+
+
+NONE, SOME = [0, 0, 0, 0], [0, 1, 0, 0]
+
+
+def test_groups_without_signal_are_replaced_in_dispatch_order():
+  solved_by = [NONE, SOME, NONE, NONE, SOME, SOME, SOME, SOME]
+  asked, rolled, rewards_QR, rows, observed = collect(solved_by, 3, rounds=9)
+  assert asked.ids_Q.tolist() == observed == [0, 1, 2, 3, 4, 5]
+  assert [task['id'] for task in asked.tasks] == observed
+  np.testing.assert_array_equal(rewards_QR, solved_by[:6])
+  assert rolled.tokens_BT[:, 0].tolist() == [row['id'] for row in rows]
+  assert [row['row'] for row in rows] == list(range(6 * R))
+
+
+def test_the_search_for_signal_is_bounded_and_its_failure_is_no_crash():
+  *_, observed = collect([NONE] * 20, 2, rounds=3)
+  assert observed == list(range(6))
+
+
+def test_one_round_asks_once():
+  *_, observed = collect([NONE] * 20, 2, rounds=1)
+  assert observed == [0, 1]

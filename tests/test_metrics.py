@@ -131,3 +131,24 @@ def test_a_table_of_unjudged_rewards_ends_with_them():
 )
 def test_clock(seconds, text):
   assert metrics.clock_text(seconds) == text
+
+
+def test_alarms_are_printed_once_written_each_time_and_survive_a_resume(
+  tmp_path, capsys
+):
+  def alarms(lines):
+    high = [line['step'] for line in lines if line['loss'] > 0.3]
+    return {'high': f'steps {high}'} if len(high) >= 3 else {}
+
+  def run(steps, start):
+    with metrics.Writer(
+      tmp_path, start_step=start, total_steps=9, alarms=alarms
+    ) as writer:
+      for step in steps:
+        writer.write(step, {'loss': 1 / step}, tokens=1)
+    return capsys.readouterr().out
+
+  assert 'ALARM' not in run([1, 2], 0)
+  shown = run([3, 4, 5], 2)
+  assert shown.count('ALARM high: steps [1, 2, 3]') == 1
+  assert [x.get('alarm/high') for x in lines(tmp_path)] == [None, None, 1, 1, 1]
