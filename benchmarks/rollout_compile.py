@@ -30,20 +30,20 @@ def compile_for(name, mesh_shape, slots, args) -> dict:
   import jax
   import jax.numpy as jnp
 
-  from crjax import aot, model, plan, roofline, topology
+  from crjax import aot, model, programs, roofline, topology
   from crjax.sharding import make_mesh
 
   cfg = model.Config(**SHAPE | ({'L': args.layers} if args.layers else {}))
   target = topology.open(name)
   mesh, n = make_mesh(mesh_shape, target.devices), len(target.devices)
   length, dtype = PROMPT + LONGEST, jnp.bfloat16
-  functions = plan.rollout_functions(cfg, mesh, slots, length, PROMPT, dtype)
+  functions = programs.of_rollout(cfg, mesh, slots, length, PROMPT, dtype)
   if not args.prefill:
     functions.pop('prefill')
   weights, cache = map(aot.held, functions['decode'][1:3])
   with jax.set_mesh(mesh):
-    programs = {k: aot.compile(k, f, *xs) for k, (f, *xs) in functions.items()}
-  decode = programs['decode']
+    compiled = {k: aot.compile(k, f, *xs) for k, (f, *xs) in functions.items()}
+  decode = compiled['decode']
   per_slot = cache / slots
   free = target.chip.memory - decode.memory['peak']
   return {
@@ -60,7 +60,7 @@ def compile_for(name, mesh_shape, slots, args) -> dict:
       k: p._asdict()
       | {'times': aot.times(p, target.chip, n)}
       | {'collectives': [x._asdict() for x in p.collectives]}
-      for k, p in programs.items()
+      for k, p in compiled.items()
     },
     'roofline_ms': 1e3
     * roofline.decode_seconds(

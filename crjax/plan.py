@@ -8,38 +8,17 @@ memory, how fast they could be, and what the whole run would take. Nothing but
 the config is read: neither weights nor data have to exist.
 """
 
-import functools
 import json
 import pathlib
 
 from absl import app, flags
 import jax
 from ml_collections import config_flags
-import numpy as np
 
-from crjax import (
-  aot,
-  data,
-  engine,
-  hf,
-  inputs,
-  model,
-  roofline,
-  sampling,
-  topology,
-  train,
-)
-from crjax.sharding import DECODE_WEIGHTS, make_mesh
+from crjax import aot, hf, inputs, programs, roofline, topology, train
+from crjax.sharding import make_mesh
 
 GIB = 1 << 30
-PROMPTS = 8  # Computed together, as the engine does by default.
-
-
-def shape(c):
-  """The model Config of a run, from `c.shape` or the checkpoint's config."""
-  given = c.get('shape')
-  cfg = model.Config(**given) if given else hf.inspect(c.model).cfg
-  return inputs.with_adapters(c, cfg)
 
 
 def plan(c, name: str, *, slots: int):
@@ -49,7 +28,7 @@ def plan(c, name: str, *, slots: int):
   """
   target = topology.open(name)
   mesh = make_mesh(c.mesh, target.devices)
-  cfg = shape(c)
+  cfg = programs.shape(c)
   optimizer, rate = train.make_optimizer(c, updates=1000)
   scalars = train.state_scalars(c) if c.task == 'grpo' else ()
   _, state = train.abstract_state(c, cfg, optimizer, mesh, scalars)
@@ -60,87 +39,11 @@ def plan(c, name: str, *, slots: int):
   held = {'parameters': aot.held(state['params']), 'optimizer': 0, 'frozen': 0}
   held['optimizer'] = aot.held(state) - held['parameters']
   held['frozen'] = aot.held(frozen)
-  kind = {'sft': sft_functions, 'grpo': grpo_functions}[c.task]
+  kind = {'sft': programs.of_sft, 'grpo': programs.of_grpo}[c.task]
   todo = kind(c, cfg, mesh, optimizer, rate, state, frozen, slots)
   with jax.set_mesh(mesh):
-    programs = {k: aot.compile(k, f, *args) for k, (f, *args) in todo.items()}
-  return target, cfg, held, programs
-
-
-def sft_functions(c, cfg, mesh, optimizer, rate, state, frozen, slots=0):
-  """{name: (jitted function, its arguments)}: the one step of SFT."""
-  del slots  # Nothing is sampled.
-  one = jax.ShapeDtypeStruct((c.batch, c.length), np.int32)
-  batch = aot.rows(data.Examples(*[one] * len(data.Examples._fields)), mesh)
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(state, frozen, batch):
-    update = train.sft_update(c, cfg, optimizer, rate, frozen=frozen)
-    return update(state, batch)
-
-  return {'update': (step, state, frozen, batch)}
-
-
-def grpo_functions(c, cfg, mesh, optimizer, rate, state, frozen, slots):
-  """The same of GRPO: decode copy, prefill, a step of decoding, update."""
-  dtype = inputs.DTYPES[c.dtype]
-  copy = sampling.make_decode_copy(cfg, mesh, dtype)
-  length = c.prompt_length + c.completion_length
-  batch = aot.rows(largest_batch(c), mesh)
-  reference = state['params'] if c.kl_coef else None
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(state, frozen, reference, batch):
-    update = train.make_policy_update(
-      c, cfg, mesh, optimizer, rate, frozen, reference
-    )
-    return update(state, batch)
-
-  todo = {'decode copy': (copy, state['params'], frozen)}
-  todo |= rollout_functions(cfg, mesh, slots, length, c.prompt_length, dtype)
-  return todo | {'update': (step, state, frozen, reference, batch)}
-
-
-def rollout_functions(cfg, mesh, slots: int, length: int, prompt: int, dtype):
-  """{name: (jitted function of the engine, the arguments that it gets)}.
-
-  The prefill of PROMPTS prompts of `prompt` tokens, and steps of `slots` rows
-  whose caches have the full `length`.
-  """
-  unstack = lambda params: model.unstack(params, dtype)
-  shapes = jax.eval_shape(unstack, hf.abstract(cfg.base))
-  weights = aot.placed(shapes, mesh, DECODE_WEIGHTS, strict=False)
-  made = engine.make(cfg, mesh, slots=slots, length=length, prompts=PROMPTS)
-  cache, rows = jax.eval_shape(lambda: made.fresh(slots, length, dtype))
-  cache = jax.tree.map(lambda x: aot.laid(x, 'BKSH', mesh), cache)
-  keep_B = jax.ShapeDtypeStruct((slots,), np.bool_)
-  prompts = jax.ShapeDtypeStruct((PROMPTS, prompt), np.int32)
-  whole = lambda tree: aot.whole(tree, mesh)
-  return {
-    'prefill': (made.prefill, weights, whole(prompts)),
-    'decode': (made.advance, weights, cache, whole(rows), whole(keep_B)),
-  }
-
-
-def largest_batch(c):
-  """Shapes of the batch of a step in which every row is as long as it may be.
-
-  Made by the code that makes real batches, from zeros.
-  """
-  B, P, C = c.questions * c.rollouts, c.prompt_length, c.completion_length
-  ones = np.ones((c.questions, P), bool)
-  ids_Q = np.arange(c.questions, dtype=np.int32)
-  questions = data.Prompts(np.zeros(ones.shape, np.int32), ones, ids_Q, [])
-  mask_BC = np.ones((B, C), bool)
-  rolled = sampling.Rollout(
-    tokens_BT=np.zeros(mask_BC.shape, np.int32),
-    logp_BT=np.zeros(mask_BC.shape, np.float32),
-    mask_BT=mask_BC,
-    stopped_B=np.ones(B, bool),
-  )
-  ones_QR = np.ones((c.questions, c.rollouts), np.float32)
-  batch = train.make_batching(c)(questions, rolled, ones_QR, ones_QR)
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    done = {k: aot.compile(k, f, *args) for k, (f, *args) in todo.items()}
+  return target, cfg, held, done
 
 
 def needs(program, held) -> int:
@@ -156,11 +59,11 @@ def needs(program, held) -> int:
   return program.memory['peak'] + beside
 
 
-def judge(c, target, cfg, held, programs, slots) -> dict:
+def judge(c, target, cfg, held, compiled, slots) -> dict:
   """Memory, time and pace of a run as numbers."""
   n, capacity = len(target.devices), target.chip.memory
-  timed = {k: aot.times(p, target.chip, n) for k, p in programs.items()}
-  need = {k: needs(p, held) for k, p in programs.items()}
+  timed = {k: aot.times(p, target.chip, n) for k, p in compiled.items()}
+  need = {k: needs(p, held) for k, p in compiled.items()}
   report = {
     'topology': target.name,
     'devices': n,
@@ -174,7 +77,7 @@ def judge(c, target, cfg, held, programs, slots) -> dict:
       k: p._asdict()
       | {'needs': need[k], 'times': timed[k]}
       | {'collectives': [x._asdict() for x in p.collectives]}
-      for k, p in programs.items()
+      for k, p in compiled.items()
     },
   }
   pace = {'sft': sft_pace, 'grpo': grpo_pace}[c.task]
@@ -212,7 +115,7 @@ def grpo_pace(c, cfg, timed, slots):
   for k in ('least', 'usual'):
     steps = max(tokens / slots, c.completion_length)
     rollout = timed['decode'][k] * steps + timed['decode copy'][k]
-    rollout += timed['prefill'][k] * c.questions / PROMPTS
+    rollout += timed['prefill'][k] * c.questions / programs.PROMPTS
     found['rollout_seconds'].append(rollout)
     found['step_seconds'].append(rollout + timed['update'][k] * share)
   found['tokens_per_s'] = [tokens / s for s in found['step_seconds']]
@@ -355,12 +258,12 @@ def main(_):
   rows = f.rows or count_rows(c)
   slots = f.slots or c.get('slots', 64)
   try:
-    target, cfg, held, programs = plan(c, f.topology, slots=slots)
+    target, cfg, held, compiled = plan(c, f.topology, slots=slots)
   except (ValueError, ImportError) as error:
     raise SystemExit(f'No plan: {error}') from error
   except aot.TooLarge as error:
     raise SystemExit(f'DOES NOT FIT: {error}') from error
-  report = judge(c, target, cfg, held, programs, slots)
+  report = judge(c, target, cfg, held, compiled, slots)
   report['hours'] = hours(c, report, rows)
   if f.price and report['hours']:
     price = f.price * report['devices']

@@ -39,6 +39,7 @@ ROWS = [
   {'hf', 'sampling', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'policy', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
+  {'programs'},
   {'plan'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}

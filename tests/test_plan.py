@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from crjax import aot, hf, hlo, model, plan, roofline, topology, train
+from crjax import aot, hf, hlo, model, plan, programs, roofline, topology, train
 from crjax.sharding import make_mesh
 from tests.test_configs import load
 
@@ -38,8 +38,8 @@ def planned(task):
   c = tiny(f'{task}_smoke')
   if task == 'grpo':
     c.questions, c.groups, c.rollouts = 8, 8, 2
-  target, cfg, held, programs = plan.plan(c, 'cpu8', slots=8)
-  return c, plan.judge(c, target, cfg, held, programs, 8)
+  target, cfg, held, compiled = plan.plan(c, 'cpu8', slots=8)
+  return c, plan.judge(c, target, cfg, held, compiled, 8)
 
 
 def test_flops_of_a_trained_token_are_three_times_those_of_a_forward():
@@ -127,7 +127,7 @@ def test_a_plan_holds_the_state_and_compiles_what_train_runs(task):
   assert report['fits'] and report['devices'] == 8
   mesh = make_mesh(c.mesh, jax.devices()[:8])
   optimizer, _ = train.make_optimizer(c, updates=10)
-  _, state = train.abstract_state(c, plan.shape(c), optimizer, mesh)
+  _, state = train.abstract_state(c, programs.shape(c), optimizer, mesh)
   held = report['held']
   assert held['parameters'] + held['optimizer'] == aot.held(state)
   # Two moments of every parameter, and scalars.
@@ -143,10 +143,10 @@ def test_a_plan_holds_the_state_and_compiles_what_train_runs(task):
 
 def test_a_grpo_plan_names_all_programs_and_what_lies_beside_them():
   _, report = planned('grpo')
-  programs = report['programs']
-  assert set(programs) == {'decode copy', 'prefill', 'decode', 'update'}
+  found = report['programs']
+  assert set(found) == {'decode copy', 'prefill', 'decode', 'update'}
   held = sum(report['held'].values())
-  decode = programs['decode']
+  decode = found['decode']
   assert decode['needs'] == decode['memory']['peak'] + held
   assert report['rollout_seconds'][0] < report['step_seconds'][0]
 
@@ -230,8 +230,8 @@ def test_tpu_and_gpu_programs_compile_without_the_device(name):
   c.shape = {k: getattr(cfg, k) for k in SHAPE}
   optimizer, rate = train.make_optimizer(c, updates=10)
   _, state = train.abstract_state(c, cfg, optimizer, mesh)
-  todo = plan.sft_functions(c, cfg, mesh, optimizer, rate, state, None)
-  todo |= plan.rollout_functions(cfg, mesh, 16, 512, 256, jnp.bfloat16)
+  todo = programs.of_sft(c, cfg, mesh, optimizer, rate, state, None)
+  todo |= programs.of_rollout(cfg, mesh, 16, 512, 256, jnp.bfloat16)
   with jax.set_mesh(mesh):
     update, decode = (
       aot.compile(k, todo[k][0], *todo[k][1:]) for k in ('update', 'decode')
