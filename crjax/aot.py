@@ -21,6 +21,7 @@ class Program(NamedTuple):
   memory: dict[str, int]  # arguments, results, scratch, peak
   flops: float  # of all devices, recomputation included
   traffic: float  # bytes through memory
+  largest: int  # bytes of the largest array that is made anew
   collectives: list[hlo.Collective]
   kernels: dict[str, int]
   seconds: float  # that compiling took
@@ -59,6 +60,7 @@ def compile(name, f, *args, donate=()) -> Program:
     memory=memory(compiled),
     flops=roofline.count_flops(traced.jaxpr.jaxpr),
     traffic=hlo.traffic(computations, counts, fused),
+    largest=hlo.largest(computations, counts, fused),
     collectives=hlo.collectives(computations, counts),
     kernels=dict(hlo.kernels(computations)),
     seconds=seconds,

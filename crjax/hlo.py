@@ -31,6 +31,7 @@ FREE = {
   'replica-id',
   'iota',
 }
+CALLERS = ('fusion', 'while', 'conditional', 'call', 'async-start')
 SLICES = ('dynamic-slice', 'slice', 'gather')
 # What changes a part of its first operand, and which operand is new.
 IN_PLACE = {'dynamic-update-slice': 1, 'scatter': 2}
@@ -42,6 +43,7 @@ CALLED = re.compile(
   r'(body|condition|calls|to_apply|branch_computations|true_computation|'
   r'false_computation)=(\{[^}]*\}|%?[\w.\-]+)'
 )
+PRODUCTS = re.compile(r'cublas|cudnn|triton|mosaic|tpu_custom_call')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -114,7 +116,9 @@ def sizes(shape: str) -> list[int]:
 def times(computations, entry):
   """(how often each computation runs, which of them are parts of a fusion).
 
-  A loop whose number of turns is not written in the program counts one turn.
+  A loop whose number of turns is not written in the program counts one turn; of
+  a conditional those branches count that multiply matrices, or, where none
+  does, the shortest.
   """
   counts, fused = collections.Counter(), set()
   todo = [(entry, 1, False)]
@@ -124,25 +128,49 @@ def times(computations, entry):
     if within:
       fused.add(name)
     for x in computations[name]:
-      if x.op in ('fusion', 'while', 'conditional', 'call', 'async-start'):
-        called = dict(CALLED.findall(x.rest))
-        turns = _turns(x, called, computations) if x.op == 'while' else 1
-        called.pop('condition', None)
-        todo += [
-          (inner, n * turns, within or x.op == 'fusion')
-          for names in called.values()
-          for inner in re.findall(r'[\w.\-]+', names)
-          if inner in computations
-        ]
+      if x.op in CALLERS:
+        turns = _turns(x, computations) if x.op == 'while' else 1
+        inner = _called(x, computations)
+        if x.op == 'conditional':
+          inner = _taken(inner, computations)
+        todo += [(c, n * turns, within or x.op == 'fusion') for c in inner]
   return counts, fused
 
 
-def _turns(x, called, computations) -> int:
+def _called(x, computations):
+  """The computations that an instruction runs, a loop's condition left out."""
+  return [
+    inner
+    for key, names in CALLED.findall(x.rest)
+    if key != 'condition'
+    for inner in re.findall(r'[\w.\-]+', names)
+    if inner in computations
+  ]
+
+
+def _taken(branches, computations):
+  heavy = [c for c in branches if _multiplies(c, computations)]
+  return heavy or [min(branches, key=lambda c: len(computations[c]))]
+
+
+def _multiplies(name, computations) -> bool:
+  return any(
+    x.op in ('dot', 'convolution')
+    or (x.op == 'custom-call' and PRODUCTS.search(x.rest))
+    or any(_multiplies(c, computations) for c in _called(x, computations))
+    for x in computations[name]
+    if x.op in ('dot', 'convolution', 'custom-call', *CALLERS)
+  )
+
+
+def _turns(x, computations) -> int:
   """The turns of a `while`: noted by XLA, or read off its condition, i < n."""
   noted = TRIPS.search(x.rest)
   if noted:
     return int(noted[1])
-  condition = computations[called['condition'].lstrip('%')]
+  condition = computations[
+    dict(CALLED.findall(x.rest))['condition'].lstrip('%')
+  ]
   root = condition[-1]
   constants = {y.name: y.operands for y in condition if y.op == 'constant'}
   if root.op != 'compare' or 'direction=LT' not in root.rest:
@@ -217,6 +245,26 @@ def traffic(computations, counts, fused) -> float:
       if x.op not in FREE and not x.op.endswith('-done'):
         total += n * _moved(x, shapes, computations)
   return total
+
+
+def largest(computations, counts, fused) -> int:
+  """Bytes of the largest array that an instruction makes, not in place.
+
+  Below the size of a cache or a weight, none of them is ever copied.
+  """
+  return max(
+    max(sizes(x.shape), default=0)
+    for name in counts
+    if name not in fused
+    for x in computations[name]
+    if x.op not in (*FREE, *IN_PLACE) and not _in_place(x, computations)
+  )
+
+
+def _in_place(x, computations) -> bool:
+  return x.op == 'fusion' and any(
+    y.op in IN_PLACE for c in _called(x, computations) for y in computations[c]
+  )
 
 
 def _moved(x, shapes, computations):
