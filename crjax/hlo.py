@@ -36,7 +36,7 @@ SLICES = ('dynamic-slice', 'slice', 'gather')
 # What changes a part of its first operand, and which operand is new.
 IN_PLACE = {'dynamic-update-slice': 1, 'scatter': 2}
 BITS = {'pred': 8, 's4': 4, 'u4': 4, 'bf16': 16, 'token': 0, 'c64': 64}
-SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\]')
+SHAPE = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?')
 INSTRUCTION = re.compile(r'\s+(ROOT )?%?([\w.\-]+) = ')
 HEADER = re.compile(r'(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$')
 CALLED = re.compile(
@@ -88,7 +88,7 @@ def _instruction(text, name, root):
   end = _closing('(' + rest, 0) - 1
   inside = rest[: end - 1]
   named = re.findall(r'%([\w.\-]+)', inside)
-  operands = [inside] if op == 'constant' else named
+  operands = [inside] if op in ('constant', 'parameter') else named
   return Instruction(name, shape, op, operands, rest[end:], bool(root))
 
 
@@ -102,10 +102,16 @@ def _closing(text, start):
   return len(text)
 
 
-def sizes(shape: str) -> list[int]:
-  """Bytes of each array in a shape, tuples flattened."""
+def sizes(shape: str, *, main: bool = False) -> list[int]:
+  """Bytes of each array in a shape, tuples flattened.
+
+  `main`: 0 for what a TPU keeps on the chip (tiled, and in a memory space).
+  """
   found = []
-  for dtype, dims in SHAPE.findall(shape):
+  for dtype, dims, layout in SHAPE.findall(shape):
+    if main and 'T(' in layout and 'S(' in layout:
+      found.append(0)
+      continue
     digits = re.search(r'\d+', dtype)
     bits = BITS.get(dtype, int(digits[0]) if digits else 8)
     n = math.prod(int(d) for d in dims.split(',') if d)
@@ -268,23 +274,31 @@ def _in_place(x, computations) -> bool:
 
 
 def _moved(x, shapes, computations):
-  size = lambda name: sum(sizes(shapes.get(name, '')))
+  size = lambda shape: sum(sizes(shape, main=True))
+  of = lambda name: size(shapes.get(name, ''))
   if x.op in IN_PLACE:
-    return 2 * size(x.operands[IN_PLACE[x.op]])
+    return 2 * of(x.operands[IN_PLACE[x.op]])
   if x.op in SLICES:
-    return 2 * sum(sizes(x.shape))
-  called = dict(CALLED.findall(x.rest)).get('calls', '').lstrip('%')
-  if x.op != 'fusion' or called not in computations:
-    return sum(sizes(x.shape)) + sum(map(size, x.operands))
-  inside = computations[called]
-  inner = {y.name: sum(sizes(y.shape)) for y in inside}
-  read = sum(
-    _read(y.name, inside, inner) for y in inside if y.op == 'parameter'
-  )
+    return sum(sizes(x.shape)) + size(x.shape)
+  if x.op in ('slice-start', 'dynamic-slice-start'):
+    return sizes(x.shape)[1] + sizes(x.shape, main=True)[1]
+  if x.op.endswith('-start'):
+    return size(x.shape)  # What is read stands beside what is made.
+  called = _called(x, computations)
+  if x.op != 'fusion' or not called:
+    return size(x.shape) + sum(map(of, x.operands))
+  inside = computations[called[0]]
+  inner = {y.name: size(y.shape) for y in inside}
+  # Within a fusion nothing says where an operand lies: its own shape does.
+  numbers = [int(y.operands[0]) for y in inside if y.op == 'parameter']
+  names = [y.name for y in inside if y.op == 'parameter']
+  read = 0
+  for name, i in zip(names, numbers, strict=True):
+    read += min(_read(name, inside, inner), of(x.operands[i]))
   placed = [y for y in inside if y.op in IN_PLACE]
   kept = sum(inner[y.name] for y in placed)
   new = sum(inner[y.operands[IN_PLACE[y.op]]] for y in placed)
-  return read + new + max(sum(sizes(x.shape)) - kept, 0)
+  return read + new + max(size(x.shape) - kept, 0)
 
 
 def _read(name, inside, inner):
