@@ -58,6 +58,8 @@ def get_config(preset='crjax'):
   c.betas = (0.9, 0.95)
   c.weight_decay = 0.01
   c.max_norm = 1.0
+  c.moments = ('float32', 'float32')  # Either may be 'bfloat16' (adamw).
+  c.masters = 'float32'  # 'split': bfloat16 and int16 halves, no cast copy.
 
   c.mesh = (-1, 1, 1)  # data, fsdp, tensor
   c.dtype = 'float32'

@@ -36,6 +36,7 @@ def get_config():
   c.length = 4096
   c.packed = True  # Several examples a row, each for itself.
   c.micro = 8
+  c.chunk = 2048  # Tokens whose logits there are at a time.
   # rank 0: every parameter is trained; else adapters on these matrices are.
   c.lora = {
     'rank': 0,
@@ -49,6 +50,10 @@ def get_config():
   c.betas = (0.9, 0.95)
   c.weight_decay = 0.01
   c.max_norm = 1.0
+  c.moments = ('float32', 'float32')  # Either may be 'bfloat16' (adamw).
+  c.masters = 'float32'  # 'split': bfloat16 and int16 halves, no cast copy.
+  c.ema = 0.0  # Decay of a mean of the weights, which an export then takes.
+  c.offload = False  # The optimizer's state in host memory between steps.
 
   c.mesh = (1, -1, 1)  # data, fsdp, tensor
   c.dtype = 'bfloat16'

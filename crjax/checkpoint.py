@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from crjax import files
+from crjax import files, masters
 
 
 def open_manager(workdir, *, keep: int | None) -> ocp.CheckpointManager:
@@ -63,6 +63,7 @@ def restore(manager, abstract_state):
 def restore_params(workdir, step: int | None = None, shardings=None):
   """(step, trained parameters) of a run directory; the newest by default.
 
+  Their mean where the run kept one, the halves of split masters joined.
   Numpy float32, or, where `shardings` are given (a tree like the parameters),
   arrays on their devices. Raises FileNotFoundError naming the steps there are.
   """
@@ -79,15 +80,29 @@ def restore_params(workdir, step: int | None = None, shardings=None):
       raise FileNotFoundError(f'no checkpoint {step} in {path}; found {steps}')
   with ocp.PyTreeCheckpointer() as reader:
     item = path / str(step) / 'state'
-    tree = reader.metadata(item).item_metadata.tree['params']
-    if shardings is None:
-      how = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
-    else:
-      how = jax.tree.map(lambda s: ocp.ArrayRestoreArgs(sharding=s), shardings)
-    args = ocp.args.PyTreeRestore(
-      {'params': tree}, restore_args={'params': how}, partial_restore=True
+    state = reader.metadata(item).item_metadata.tree
+    name = 'ema' if 'ema' in state else 'params'
+    whole = _restore(reader, item, name, state[name], shardings)
+    if name == 'params' and 'low' in state:
+      low = _restore(reader, item, 'low', state['low'], shardings)
+      whole = jax.jit(masters.join)(whole, low)
+      whole = jax.device_get(whole) if shardings is None else whole
+    return step, whole
+
+
+def _restore(reader, item, name, tree, shardings):
+  """One part of a state; `shardings` may be of more leaves than it has."""
+  if shardings is None:
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree)
+  else:
+    of = dict(jax.tree.leaves_with_path(shardings))
+    how = jax.tree.map_with_path(
+      lambda path, _: ocp.ArrayRestoreArgs(sharding=of[path]), tree
     )
-    return step, reader.restore(item, args)['params']
+  args = ocp.args.PyTreeRestore(
+    {name: tree}, restore_args={name: how}, partial_restore=True
+  )
+  return reader.restore(item, args)[name]
 
 
 def write_json(path, value):

@@ -118,7 +118,11 @@ def examples(
 def pack(found, length: int) -> list[list]:
   """Examples in rows of at most `length` tokens: the longest first, each where
   it leaves the least room (best fit decreasing, Johnson 1974)."""
-  rows, with_room, rooms = [], {}, []  # with_room: room -> rows; rooms: its keys
+  rows, with_room, rooms = (
+    [],
+    {},
+    [],
+  )  # with_room: room -> rows; rooms: its keys
   sizes = np.array([len(one.tokens_T) for one in found])
   for i in np.argsort(-sizes, kind='stable'):
     size = int(sizes[i])
@@ -165,8 +169,8 @@ def _describe(names, found, rows, weights, length):
     padding = 1 - tokens / (len(some) * length)
     passes = f', {n / len(some):.2f} passes an epoch' * (len(names) > 1)
     print(
-      f'{name}: {len(part):,} examples, {tokens:,} tokens in {len(some):,} rows '
-      f'of {length:,}, {padding:.1%} padding{passes}'
+      f'{name}: {len(part):,} examples, {tokens:,} tokens in {len(some):,} '
+      f'rows of {length:,}, {padding:.1%} padding{passes}'
     )
 
 

@@ -1,10 +1,10 @@
-"""Rows of files as examples of SFT: what is read, and what cannot be trained on.
+"""Rows of files as examples of SFT, and what cannot be trained on.
 
 A row is a chat or a pair, in one of the usual forms:
 
-  {'messages': [{'role': ..., 'content': ...}, ...]}      ends with the assistant
+  {'messages': [{'role': ..., 'content': ...}, ...]}   ends with the assistant
   {'prompt': [messages], 'completion': [messages]}
-  {'prompt': 'text', 'completion': 'text'}                no chat template
+  {'prompt': 'text', 'completion': 'text'}             no chat template
 
 Only the last answer is learnt. What is written wrong is an error that names
 file, row and field; what is right and of no use is left out, counted and shown.
@@ -76,8 +76,8 @@ def _one_form(path, rows) -> str:
   if len(of) > 1:
     raise ValueError(
       f'{path} mixes two forms: row {of["messages"]} has `messages`, row '
-      f'{of["prompt"]} has `prompt` and `completion`; write a file for each and '
-      'give both in config.data'
+      f'{of["prompt"]} has `prompt` and `completion`; write a file for each '
+      'and give both in config.data'
     )
   return next(iter(of))
 
@@ -211,7 +211,7 @@ def is_hub_name(name) -> bool:
 
 
 def _broken_line(path) -> str:
-  """The first line that is no JSON object, or whose fields change their kind."""
+  """The first line that is no JSON object or has a field of another kind."""
   kinds = {}
   with open(path, encoding='utf-8', errors='replace') as lines:
     for n, line in enumerate(lines, 1):

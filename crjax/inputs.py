@@ -10,10 +10,12 @@ import json
 import pathlib
 import sys
 
+from absl import app
 import jax
 import jax.numpy as jnp
 
-from crjax import checkpoint, hf, lora, metrics, model, tokenizer
+from crjax import checkpoint, data, hf, lora, metrics, model, tokenizer
+from crjax.examples import is_hub_name
 from crjax.sharding import tree_shardings
 
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
@@ -71,6 +73,8 @@ def find_inputs(c):
     try:
       if name == 'model' and c.model:
         found = hf.inspect(c.model)
+      elif name == 'data':
+        find_data(c.data)
       elif c[name] and not pathlib.Path(c[name]).exists():
         raise FileNotFoundError(f'{c[name]} does not exist')
     except FileNotFoundError as error:
@@ -81,6 +85,46 @@ def find_inputs(c):
   if missing:
     sys.exit('This run cannot start yet:\n' + '\n'.join(missing))
   return found
+
+
+def named(sources) -> tuple:
+  """The files of config.data: one, or those of pairs (file, weight)."""
+  if isinstance(sources, str):
+    return (sources,)
+  return tuple(path for path, _ in sources)
+
+
+def find_data(sources):
+  """Raises FileNotFoundError for a missing file; the hub is not asked."""
+  for path in named(sources):
+    if not (is_hub_name(path) or pathlib.Path(path).exists()):
+      raise FileNotFoundError(f'{path} does not exist')
+
+
+def open_examples(c, tok):
+  """The batches of an SFT run; rows that cannot be read end it."""
+  try:
+    return data.examples(
+      c.data,
+      tok,
+      batch=c.batch,
+      length=c.length,
+      seed=c.seed,
+      pad_id=tok.pad_token_id,
+      thinking=c.thinking,
+      packed=c.packed,
+    )
+  except (ValueError, OSError) as error:
+    sys.exit(f'This run cannot start: {error}')
+
+
+def parse_flags(argv):
+  """absl's parser, for which a mistyped field of the config is no crash."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except AttributeError as error:  # Of ml_collections, with the nearest name.
+    text = str(getattr(error.args[0], 'args', error.args)[0])
+    sys.exit('config has no such field: ' + ' '.join(text.split('\n')))
 
 
 def describe(c, cfg, found):

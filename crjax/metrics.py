@@ -25,6 +25,18 @@ ALARM_STEPS = 20  # An alarm that goes on is said again after so many.
 REMEMBERED = 100  # Lines that alarms look back on.
 SHOWN_SAMPLES = 3
 SHOWN_CHARS = 160
+# The first name that a device's kind contains: 'TPU v5' alone is a v5p.
+PEAKS = (
+  ('v5 lite', 197e12),
+  ('v5e', 197e12),
+  ('v6 lite', 918e12),
+  ('v6e', 918e12),
+  ('TPU v5', 459e12),
+  ('TPU v4', 275e12),
+  ('H200', 989e12),
+  ('H100', 989e12),
+  ('A100', 312e12),
+)
 SAMPLE_COLUMNS = (
   'question',
   'completion',
@@ -44,6 +56,8 @@ class Writer:
     total_steps: where the progress ends.
     alarms: the last lines, the newest last, to {name: what is wrong and what to
       do}; see watch.py. What it finds is printed and written as `alarm/name`.
+    chips: the devices that share the work.
+    peak: operations a second that one of them can do; None if not known.
   """
 
   def __init__(
@@ -53,6 +67,8 @@ class Writer:
     start_step: int,
     total_steps: int,
     alarms=lambda lines: {},
+    chips: int = 1,
+    peak: float | None = None,
   ):
     import tensorflow as tf  # Slow to import; only event files need it.
 
@@ -70,13 +86,20 @@ class Writer:
       log = self._tf.SessionLog(status=self._tf.SessionLog.START)
       self._events.add_session_log(log, start_step + 1)
     self._first, self._total = start_step, total_steps
+    self._chips, self._peak = chips, peak
     self._began = self._last = self._shown = time.monotonic()
     self._tabled = -math.inf
     self._console = rich.console.Console()
     self._bar = _bar(self._console, start_step, total_steps)
 
-  def write(self, step: int, scalars: dict, tokens: int):
-    """Records the numbers of a step that read or sampled `tokens` tokens."""
+  def write(
+    self, step: int, scalars: dict, tokens: int, *, slots=None, flops=None
+  ):
+    """Records the numbers of a step that read or sampled `tokens` tokens.
+
+    Where they are given: `slots` are the places that the tokens had, padding
+    included, `flops` the operations that the step needs.
+    """
     now = time.monotonic()
     seconds = now - self._last
     self._last = now
@@ -85,6 +108,14 @@ class Writer:
       'time/step_s': seconds,
       'perf/tokens_per_s': tokens / max(seconds, 1e-9),
     }
+    clock['perf/tokens_per_s_chip'] = clock['perf/tokens_per_s'] / self._chips
+    if slots:
+      scalars = scalars | {'useful': tokens / slots}
+    if flops:
+      speed = flops / max(seconds, 1e-9) / self._chips
+      clock['perf/tflops_chip'] = speed / 1e12
+      if self._peak:
+        clock['perf/mfu'] = speed / self._peak
     line = {'step': step, 'tokens': tokens, **scalars, **clock}
     finite = {k: v if math.isfinite(v) else None for k, v in line.items()}
     self._recent.append(finite)
@@ -152,6 +183,11 @@ class Writer:
     elif now - self._shown > QUIET_SECONDS or step == self._total:
       self._shown = now
       print(f'step {step}/{self._total}  {text}', flush=True)
+
+
+def peak(kind: str) -> float | None:
+  """Dense bfloat16 operations a second of a `device_kind`, by its vendor."""
+  return next((flops for name, flops in PEAKS if name in kind), None)
 
 
 def byte_report(what: str):

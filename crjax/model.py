@@ -13,14 +13,16 @@ layers are stacked on a leading axis, and these pure functions:
   step        one token a row, over a cache that is read, one that is written
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
 
 from flax import linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from crjax import losses, xent
+from crjax import flash, xent
 from crjax.attention import Yarn, attend, attend_parts, rope, visible
 from crjax.lora import MARK, Lora, merge
 from crjax.sharding import shard, suffix
@@ -57,10 +59,16 @@ class Config:
     return dataclasses.replace(self, lora=None)
 
 
+POLICIES = jax.checkpoint_policies
+# What the backward pass finds in memory; it computes the rest again. From the
+# least memory to the most, but for 'offload', which fills the host's.
 REMAT = {
+  'full': POLICIES.nothing_saveable,
+  'attention': POLICIES.save_only_these_names('attn', 'mid'),
+  'mlp': POLICIES.save_only_these_names('gate', 'up'),
+  'dots': POLICIES.dots_with_no_batch_dims_saveable,
+  'offload': POLICIES.offload_dot_with_no_batch_dims('device', 'pinned_host'),
   'none': None,
-  'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -118,9 +126,10 @@ class RMSNorm(nn.Module):
 
 class Attention(nn.Module):
   cfg: Config
+  kernel: Callable | None  # Reads segment_BT for the mask_BTS of `attend`.
 
   @nn.compact
-  def __call__(self, x_BTD, pos_BT, mask_BTS, past, column):
+  def __call__(self, x_BTD, pos_BT, mask, past, column):
     c = self.cfg
 
     def project(name, heads):
@@ -143,14 +152,15 @@ class Attention(nn.Module):
     v_BKSH = v_BTKH.swapaxes(1, 2)
     kv = k_BKSH, v_BKSH
     if past is None:
-      y_BTNH = attend(q_BTNH, *kv, mask_BTS)
+      how = attend if self.kernel is None else self.kernel
+      y_BTNH = how(q_BTNH, *kv, mask)
     else:  # The new token goes beside what is only read.
       cache, side = past
       put = lambda old, new: jax.lax.dynamic_update_slice(
         old, new, (0, 0, column, 0)
       )
       kv = jax.tree.map(put, side, kv)
-      y_BTNH = attend_parts(q_BTNH, (cache, kv), mask_BTS)
+      y_BTNH = attend_parts(q_BTNH, (cache, kv), mask)
     fan_in = 2 * c.L * c.N * c.H
     return linear(self, c, y_BTNH, 'o', 'NH', 'D', fan_in), kv
 
@@ -163,22 +173,25 @@ class Mlp(nn.Module):
     c = self.cfg
     gate_BTF = linear(self, c, x_BTD, 'gate', 'D', 'F', c.D)
     up_BTF = linear(self, c, x_BTD, 'up', 'D', 'F', c.D)
+    gate_BTF = checkpoint_name(gate_BTF, 'gate')
+    up_BTF = checkpoint_name(up_BTF, 'up')
     h_BTF = shard(jax.nn.silu(gate_BTF) * up_BTF, 'BTF')
     return linear(self, c, h_BTF, 'down', 'F', 'D', 2 * c.L * c.F)
 
 
 class Block(nn.Module):
   cfg: Config
+  kernel: Callable | None = None
   keep: bool = False  # whether to return keys and values
 
   @nn.compact
-  def __call__(self, x_BTD, pos_BT, mask_BTS, past=None, column=0):
+  def __call__(self, x_BTD, pos_BT, mask, past=None, column=0):
     eps = self.cfg.norm_eps
     h_BTD = RMSNorm(eps, name='pre_attn')(x_BTD)
-    y_BTD, kv = Attention(self.cfg, name='attn')(
-      h_BTD, pos_BT, mask_BTS, past, column
+    y_BTD, kv = Attention(self.cfg, self.kernel, name='attn')(
+      h_BTD, pos_BT, mask, past, column
     )
-    x_BTD += y_BTD
+    x_BTD = checkpoint_name(x_BTD + checkpoint_name(y_BTD, 'attn'), 'mid')
     x_BTD += Mlp(self.cfg, name='mlp')(RMSNorm(eps, name='pre_mlp')(x_BTD))
     return shard(x_BTD, 'BTD'), kv if self.keep else None
 
@@ -187,9 +200,10 @@ class Qwen(nn.Module):
   cfg: Config
   dtype: jnp.dtype
   remat: str
+  kernel: Callable | None = None
 
   @nn.compact
-  def __call__(self, tokens_BT, pos_BT, mask_BTS):
+  def __call__(self, tokens_BT, pos_BT, mask):
     c = self.cfg
     embed_VD = weight(self, 'embed_VD', (c.V, c.D), self.dtype, normal(c.D))
     if not c.tied:
@@ -205,7 +219,7 @@ class Qwen(nn.Module):
       split_rngs={'params': True},
       in_axes=(nn.broadcast, nn.broadcast),
     )
-    x_BTD, _ = layers(c, name='layers')(x_BTD, pos_BT, mask_BTS)
+    x_BTD, _ = layers(c, self.kernel, name='layers')(x_BTD, pos_BT, mask)
     return RMSNorm(c.norm_eps, name='final_norm')(x_BTD)
 
 
@@ -218,6 +232,23 @@ def init(cfg: Config, key):
 
 def count(params) -> int:
   return sum(x.size for x in jax.tree.leaves(params))
+
+
+def train_flops(cfg: Config, *, tokens: int, pairs: int, targets: int) -> float:
+  """Operations of a training step: forward, and twice that for the gradient.
+
+  What is computed again to save memory does not count, as in MFU (Chowdhery
+  2022). Weights under adapters have no gradient.
+
+  Args:
+    tokens: those that are read.
+    pairs: of a query and a key that it sees.
+    targets: tokens that the loss is of; the head is for them alone.
+  """
+  layer = 2 * cfg.D * cfg.H * (cfg.N + cfg.K) + 3 * cfg.D * cfg.F
+  weights = 2 * (cfg.L * layer * tokens + cfg.V * cfg.D * targets)
+  attention = 4 * cfg.L * cfg.N * cfg.H * pairs
+  return (2 if cfg.lora else 3) * weights + 3 * attention
 
 
 def positions(segment_BT):
@@ -259,12 +290,18 @@ def forward(
   """
   if pos_BT is None:
     pos_BT = positions(segment_BT)
-  packed = segment_BT.dtype != jnp.bool_
-  slot_T = jnp.arange(tokens_BT.shape[1])
-  segment = segment_BT if packed else None
-  mask_BTS = visible(slot_T, segment_BT, segment, branch_BT)
-  return Qwen(cfg, dtype, remat).apply(
-    {'params': params}, tokens_BT, pos_BT, mask_BTS
+  kernel = None
+  if branch_BT is None:  # Trees are not known to the kernels.
+    kernel = flash.find(cfg, *tokens_BT.shape, dtype)
+  if kernel is not None:
+    mask = segment_BT.astype(jnp.int32)
+  else:
+    packed = segment_BT.dtype != jnp.bool_
+    slot_T = jnp.arange(tokens_BT.shape[1])
+    segment = segment_BT if packed else None
+    mask = visible(slot_T, segment_BT, segment, branch_BT)
+  return Qwen(cfg, dtype, remat, kernel).apply(
+    {'params': params}, tokens_BT, pos_BT, mask
   )
 
 
@@ -308,31 +345,6 @@ def score(
     tokens_BT[:, start:],
     temperature=temperature,
     chunk=chunk,
-  )
-
-
-def logps(params, x_BTD, targets_BT, temperature=1.0, chunk: int = 1024):
-  """(logp_BT, entropy_BT) of targets given the hidden states; see `score`."""
-
-  def part(x_BCD, targets_BC):
-    z_BCV = logits(params, x_BCD) / temperature
-    return losses.token_logp(z_BCV, targets_BC)
-
-  T = targets_BT.shape[1]
-  if T <= chunk:
-    return part(x_BTD, targets_BT)
-  pad = -T % chunk
-
-  def split(a):
-    a = jnp.pad(a, [(0, 0), (0, pad)] + [(0, 0)] * (a.ndim - 2))
-    a = a.reshape(a.shape[0], -1, chunk, *a.shape[2:])
-    return jnp.moveaxis(a, 1, 0)
-
-  parts = jax.lax.map(
-    lambda xs: jax.checkpoint(part)(*xs), (split(x_BTD), split(targets_BT))
-  )
-  return jax.tree.map(
-    lambda a: jnp.moveaxis(a, 0, 1).reshape(a.shape[1], -1)[:, :T], parts
   )
 
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from crjax import lora, model, optim
+from crjax import lora, model, optim, xent
 from crjax.sharding import put
 
 ENTROPY_STEP = 5e-3  # How fast the entropy coefficient follows its target.
@@ -27,7 +27,12 @@ def make_score(cfg, *, temperature: float, dtype, remat: str):
       remat=remat,
     )
     x_BCD = jnp.take_along_axis(x_BTD, batch.index_BC[..., None], axis=1)
-    return model.logps(whole, x_BCD, batch.target_BC, temperature)
+    return xent.token_logp(
+      x_BCD,
+      model.head(whole, dtype),
+      batch.target_BC,
+      temperature=temperature,
+    )
 
   return score
 

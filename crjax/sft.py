@@ -5,12 +5,13 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from crjax import lora, losses, model, optim
-from crjax.sharding import gather, put
+from crjax import lora, losses, model, optim, xent
+from crjax.sharding import gather, move, put
 
 
-def run(state, batches, *, mesh, update, log, save, due, steps: int):
+def run(state, batches, *, mesh, update, count, log, save, due, steps: int):
   """Trains to `steps` from wherever `state` and `batches` stand.
 
   The device is never waited for: while it works on a step, the host writes down
@@ -21,7 +22,8 @@ def run(state, batches, *, mesh, update, log, save, due, steps: int):
     batches: iterator of `data.Examples`; its position belongs to the state.
     mesh: where host batches go.
     update: see `make_update`.
-    log: called with (step, metrics as floats, tokens read).
+    count: Examples on the host -> what `log` takes by name beside the metrics.
+    log: called with (step, metrics as floats, tokens=, flops=).
     save: called with (step, state, batches); writes where `due` says so.
     due: step -> whether `save` writes; all is logged before it does.
     steps: total optimizer steps of the run.
@@ -38,7 +40,7 @@ def run(state, batches, *, mesh, update, log, save, due, steps: int):
     clock['time/dispatch_s'] = time.monotonic() - began - clock['time/input_s']
     finish()  # Of the step before.
     finish = functools.partial(
-      _finish, log, step, metrics, clock, examples.segment_BT
+      _finish, log, step, metrics, clock, count(examples)
     )
     if due(step):
       finish()
@@ -47,24 +49,54 @@ def run(state, batches, *, mesh, update, log, save, due, steps: int):
   return state
 
 
-def _finish(log, step, metrics, clock, segment_BT):
+def _finish(log, step, metrics, clock, counts):
   """Waits for a step's numbers and logs them."""
   began = time.monotonic()
   found = gather(metrics)
   clock['time/wait_s'] = time.monotonic() - began
-  tokens = int((segment_BT > 0).sum())
-  shares = {'padding': 1 - tokens / segment_BT.size}
-  log(step, found | shares | clock, tokens=tokens)
+  log(step, found | clock, **counts)
 
 
-def make_update(cfg, optimizer, rate, *, frozen, micro: int, dtype, remat: str):
+def count(cfg, examples) -> dict:
+  """{'tokens', 'slots', 'flops'}: tokens without padding, places for them, and
+  the operations that the step needs at least (see `model.train_flops`)."""
+  segment_BT = examples.segment_BT
+  B, T = segment_BT.shape
+  names_BT = np.arange(B)[:, None] * (T + 1) + segment_BT
+  sizes = np.unique(names_BT[segment_BT > 0], return_counts=True)[1]
+  sizes = sizes.astype(np.int64)
+  tokens = int(sizes.sum())
+  flops = model.train_flops(
+    cfg,
+    tokens=tokens,
+    pairs=int((sizes * (sizes + 1) // 2).sum()),
+    targets=int(examples.mask_BT.sum()),
+  )
+  return {'tokens': tokens, 'slots': B * T, 'flops': flops}
+
+
+def make_update(
+  cfg,
+  optimizer,
+  rate,
+  *,
+  frozen,
+  micro: int,
+  dtype,
+  remat: str,
+  chunk: int = xent.TOKEN_CHUNK,
+  ema: float = 0.0,
+  offload: bool = False,
+):
   """A jitted (state, examples) -> (state, metrics); the state is donated.
 
   `frozen` are the parameters beside those of the state, None where all are
   trained. `micro` slices the batch for gradient accumulation; the loss is the
   mean in nats over the completion tokens of the whole step, whatever the
-  slices and however examples share rows. The result is a `functools.partial`;
-  its `func` is the jitted (state, examples, frozen=).
+  slices and however examples share rows. `chunk`: tokens whose logits there are
+  at a time. `ema`: see `optim.apply`. `offload`:
+  the optimizer's state comes from the host and goes back there. The result is a
+  `functools.partial`; its `func` is the jitted (state, examples, frozen=).
   """
 
   def loss(params, examples, frozen):
@@ -77,6 +109,7 @@ def make_update(cfg, optimizer, rate, *, frozen, micro: int, dtype, remat: str):
       learnt(examples),
       dtype=dtype,
       remat=remat,
+      chunk=chunk,
     )
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -86,7 +119,11 @@ def make_update(cfg, optimizer, rate, *, frozen, micro: int, dtype, remat: str):
     grads, sums = optim.accumulate(beside, state['params'], examples, micro)
     grads, means = jax.tree.map(lambda x: x / count, (grads, sums))
     lr = rate(state['step'])
-    state, norm = optim.apply(optimizer, state, grads)
+    if offload:
+      state |= {'opt': move(state['opt'], jax.memory.Space.Device)}
+    state, norm = optim.apply(optimizer, state, grads, ema=ema)
+    if offload:
+      state |= {'opt': move(state['opt'], jax.memory.Space.Host)}
     extra = {'lr': lr, 'grad_norm': norm, 'completion_tokens': count}
     return optim.tick(state), means | extra
 

@@ -22,6 +22,8 @@ TENSOR = {'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
 WEIGHTS = TENSOR | {'D': 'fsdp'}
 ACTIVATIONS = TENSOR | {'B': ('data', 'fsdp'), 'Q': ('data', 'fsdp')}
 LARGE = 1 << 20  # elements a layer; smaller parameters may stay whole
+# Adafactor's means over an axis: small, and no longer of the axes they name.
+REDUCED = {'v_row', 'v_col'}
 DECODE_WEIGHTS = TENSOR  # Gather D once per rollout, not once per token.
 
 
@@ -81,6 +83,9 @@ def tree_shardings(tree, mesh: Mesh, rules=WEIGHTS, *, strict=True):
   def one(path, x):
     axes = suffix(str(getattr(path[-1], 'key', '')))
     stacked = x.ndim - len(axes)
+    reduced = {getattr(part, 'name', '') for part in path} & REDUCED
+    if reduced or stacked < 0:
+      return NamedSharding(mesh, P())
     shape = x.shape[stacked:]
     fitting, homeless = fit(axes, shape, mesh.shape, rules)
     if strict and homeless and math.prod(shape) > LARGE:
@@ -92,6 +97,18 @@ def tree_shardings(tree, mesh: Mesh, rules=WEIGHTS, *, strict=True):
     return NamedSharding(mesh, P(*[None] * stacked, *fitting))
 
   return jax.tree.map_with_path(one, tree)
+
+
+def on_host(tree, shardings):
+  """The shardings of a tree in the host's memory; scalars stay."""
+  one = lambda x, s: s.with_memory_kind('pinned_host') if x.ndim else s
+  return jax.tree.map(one, tree, shardings)
+
+
+def move(tree, space):
+  """Arrays that have axes, in another memory space; inside of a jit."""
+  put = lambda x: jax.device_put(x, space) if x.ndim else x
+  return jax.tree.map(put, tree)
 
 
 def fit(axes: str, shape, mesh_shape, rules):

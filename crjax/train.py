@@ -28,28 +28,27 @@ from crjax import (
   objectives,
   optim,
   policy,
+  runtime,
   sft,
   tokenizer,
   watch,
 )
-from crjax.inputs import DTYPES, first_params, load_frozen, open_inputs
-from crjax.sharding import make_mesh, tree_shardings
+from crjax.inputs import (
+  DTYPES,
+  first_params,
+  load_frozen,
+  open_examples,
+  open_inputs,
+  parse_flags,
+)
+from crjax.sharding import make_mesh, on_host, tree_shardings
 
 
 def train_sft(c):
   """Builds the parts of an SFT run and hands them to `sft.run`."""
   tok, cfg, load = open_inputs(c)
   mesh = make_mesh(c.mesh)
-  batches = data.examples(
-    c.data,
-    tok,
-    batch=c.batch,
-    length=c.length,
-    seed=c.seed,
-    pad_id=tok.pad_token_id,
-    thinking=c.thinking,
-    packed=c.packed,
-  )
+  batches = open_examples(c, tok)
   steps = max(int(c.epochs * batches.rows / c.batch), 1)
   optimizer, rate = make_optimizer(c, updates=steps)
   with jax.set_mesh(mesh), checkpoint.open_manager(c.workdir, keep=c.keep) as m:
@@ -62,6 +61,7 @@ def train_sft(c):
         state,
         batches,
         save=saver(c, m, steps),
+        count=functools.partial(sft.count, cfg),
         due=functools.partial(due, c, steps=steps),
         steps=steps,
       )
@@ -206,6 +206,7 @@ def old_logp(c) -> str:
   return 'scored' if c.minibatches > 1 else 'now'
 
 
+MASTERS = {'float32': False, 'split': True}
 TASKS = {'sft': train_sft, 'grpo': train_grpo}
 
 
@@ -219,6 +220,9 @@ def sft_update(c, cfg, optimizer, rate, *, frozen):
     micro=c.micro,
     dtype=DTYPES[c.dtype],
     remat=c.remat,
+    chunk=c.chunk,
+    ema=c.ema,
+    offload=c.offload,
   )
 
 
@@ -236,6 +240,7 @@ def make_optimizer(c, *, updates: int):
     betas=tuple(c.betas),
     weight_decay=c.weight_decay,
     max_norm=c.max_norm,
+    moments=tuple(c.moments),
   )
   return optimizer, rate
 
@@ -246,14 +251,22 @@ def abstract_state(c, cfg, optimizer, mesh, scalars=()):
   `scalars`: see `optim.init_state`.
   """
   make = functools.partial(
-    optim.init_state, optimizer, seed=c.seed, scalars=scalars
+    optim.init_state,
+    optimizer,
+    seed=c.seed,
+    split=MASTERS[c.masters],
+    ema=bool(c.get('ema')),
+    scalars=scalars,
   )
   whole = hf.abstract(cfg)
   shapes = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
+  shardings = tree_shardings(shapes, mesh)
+  if c.get('offload'):
+    shardings |= {'opt': on_host(shapes['opt'], shardings['opt'])}
   return make, jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
-    tree_shardings(shapes, mesh),
+    shardings,
   )
 
 
@@ -311,13 +324,18 @@ def open_log(c, state, steps: int, alarms=lambda lines: {}):
   if jax.process_index():
     yield lambda *_, **__: None
     return
-  first = int(jax.device_get(state['step']))
   with metrics.Writer(
-    c.workdir, start_step=first, total_steps=steps, alarms=alarms
+    c.workdir,
+    start_step=int(jax.device_get(state['step'])),
+    total_steps=steps,
+    chips=jax.device_count(),
+    peak=metrics.peak(jax.devices()[0].device_kind),
+    alarms=alarms,
   ) as writer:
 
-    def log(step, scalars, tokens, rows=()):
-      writer.write(step, {k: float(v) for k, v in scalars.items()}, tokens)
+    def log(step, scalars, tokens, rows=(), **counts):
+      numbers = {k: float(v) for k, v in scalars.items()}
+      writer.write(step, numbers, tokens, **counts)
       if rows and (step % c.samples_every == 0 or step == steps):
         writer.samples(step, rows)
 
@@ -332,6 +350,7 @@ def define_flags():
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
+  runtime.prepare()
   if flags.FLAGS.distributed:
     jax.distributed.initialize()
   config = flags.FLAGS.config
@@ -340,4 +359,4 @@ def main(_):
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from crjax import checkpoint, model, optim
@@ -44,6 +45,26 @@ def test_everything_comes_back_on_another_mesh(tmp_path):
   assert where == position
   key = found['params']['embed_VD']
   assert key.sharding == abstract['params']['embed_VD'].sharding
+
+
+@pytest.mark.parametrize('kept', ['low', 'ema'])
+def test_split_masters_and_means_are_read_whole(tmp_path, kept):
+  params = model.init(CFG, jax.random.key(0))
+  state = optim.init_state(
+    optax.sgd(1.0), params, 0, split=kept == 'low', ema=kept == 'ema'
+  )
+  if kept == 'ema':
+    params = jax.tree.map(lambda x: 2 * x, params)
+    state |= {'ema': params}
+  with checkpoint.open_manager(tmp_path, keep=None) as manager:
+    checkpoint.save(manager, 3, state, {})
+  shardings = tree_shardings(params, make_mesh((2, 2, 2)))
+  for where in (None, shardings):
+    step, found = checkpoint.restore_params(tmp_path, shardings=where)
+    assert step == 3
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-7)
+    jax.tree.map(close, found, params)
+  assert found['embed_VD'].sharding == shardings['embed_VD']
 
 
 def test_only_the_newest_are_kept(tmp_path):

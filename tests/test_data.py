@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from crjax import data, tokenizer
+from crjax.examples import Example
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +29,7 @@ def equal(a, b):
 
 
 def test_an_example_batch_reads_back(smoke_data, tok):
-  tokens_BT, mask_BT, segment_BT = next(examples(smoke_data, tok))
+  tokens_BT, mask_BT, _ = next(examples(smoke_data, tok))
   assert tokens_BT.shape == mask_BT.shape == (4, 400)
   for row, mask in zip(tokens_BT, mask_BT, strict=True):
     (where,) = np.nonzero(mask)
@@ -75,6 +76,111 @@ def test_an_epoch_holds_every_row_once_and_epochs_differ(smoke_data, tok):
   assert (ids[0] != ids[1]).any()
   other = next(prompts(smoke_data, tok, seed=1))
   assert (other.ids_Q != ids[0][:4]).any()
+
+
+def found(n=500, longest=60, seed=0):
+  rng = np.random.default_rng(seed)
+  sizes = rng.integers(2, longest + 1, n)
+  return [
+    Example(np.full(size, i, np.int32), 1) for i, size in enumerate(sizes)
+  ]
+
+
+def test_packed_rows_hold_every_example_once_and_little_padding():
+  some = found()
+  rows = data.pack(some, 128)
+  sizes = [sum(len(one.tokens_T) for one in row) for row in rows]
+  assert max(sizes) <= 128
+  names = [int(one.tokens_T[0]) for row in rows for one in row]
+  assert sorted(names) == list(range(len(some)))
+  assert sum(sizes) / (128 * len(rows)) > 0.98
+  assert names == [
+    int(one.tokens_T[0]) for row in data.pack(some, 128) for one in row
+  ]
+
+
+def test_each_example_takes_the_tightest_place():
+  """Best fit decreasing, against the definition."""
+  some = found(60)
+  rooms, rows = [], []
+  for one in sorted(some, key=lambda one: -len(one.tokens_T)):
+    size = len(one.tokens_T)
+    fitting = [room for room in rooms if room >= size]
+    if fitting:
+      rooms[rooms.index(min(fitting))] -= size
+    else:
+      rooms.append(100 - size)
+  rows = data.pack(some, 100)
+  left = [100 - sum(len(one.tokens_T) for one in row) for row in rows]
+  assert sorted(left) == sorted(rooms)
+
+
+def test_packed_examples_are_laid_out_side_by_side():
+  some = found(20)
+  batch = data.lay_out(data.pack(some, 100), 100, pad_id=-1)
+  for one in some:
+    at = np.argwhere(batch.tokens_BT == one.tokens_T[0])
+    assert len(at) == len(one.tokens_T) and len(set(at[:, 0])) == 1
+    assert (np.diff(at[:, 1]) == 1).all()
+    here = tuple(at.T)
+    assert len(set(batch.segment_BT[here])) == 1
+    assert list(batch.mask_BT[here]) == [False] + [True] * (len(at) - 1)
+  empty = batch.segment_BT == 0
+  np.testing.assert_array_equal(batch.tokens_BT == -1, empty)
+  assert not batch.mask_BT[empty].any()
+  assert batch.segment_BT.max() > 1
+
+
+@pytest.fixture(scope='module')
+def two_files(smoke_data, tmp_path_factory):
+  """Two halves of a file, one with marked answers."""
+  rows = data.read(smoke_data / 'sft_train.parquet', {'messages'})
+  out = tmp_path_factory.mktemp('two')
+  half = len(rows) // 3
+  for name, part in (('few', rows[:half]), ('many', rows[half:])):
+    for row in part:
+      row['messages'][-1]['content'] += f' {name}'
+    datasets.Dataset.from_list(part).to_parquet(str(out / f'{name}.parquet'))
+  return out
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_a_mixture_has_the_shares_asked_for(two_files, tok, packed, capsys):
+  sources = [(two_files / 'few.parquet', 3.0), (two_files / 'many.parquet', 1)]
+  batches = data.examples(
+    sources,
+    tok,
+    batch=4,
+    length=800,
+    seed=0,
+    pad_id=tok.pad_token_id,
+    packed=packed,
+  )
+  of_few = all_of = 0
+  for _ in range(30 if packed else 60):
+    for tokens_T, segment_T in zip(*next(batches)[::2], strict=True):
+      for n in range(1, segment_T.max() + 1):
+        of_few += tok.decode(tokens_T[segment_T == n]).endswith('few<|im_end|>')
+        all_of += 1
+  assert of_few / all_of == pytest.approx(0.75, abs=0.05)
+  assert 'passes an epoch' in capsys.readouterr().out
+  state = json.loads(json.dumps(batches.get_state()))
+  want = [next(batches) for _ in range(5)]
+  batches.set_state(state)
+  for batch in want:
+    equal(batch, next(batches))
+
+
+def test_a_weight_of_nothing_is_an_error(two_files, tok):
+  with pytest.raises(ValueError, match='weights'):
+    data.examples(
+      [(two_files / 'few.parquet', 0.0), (two_files / 'many.parquet', 1.0)],
+      tok,
+      batch=4,
+      length=400,
+      seed=0,
+      pad_id=0,
+    )
 
 
 def test_long_rows_are_counted_not_lost_in_silence(smoke_data, tok, capsys):

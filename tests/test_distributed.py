@@ -80,7 +80,13 @@ def test_two_processes_train_what_one_trains(
 ):
   values = {'model': policy, 'tokenizer': ''}
   if task == 'sft':
-    values |= {'data': smoke_data / 'sft_train.parquet', 'epochs': 0.2}
+    values |= {
+      'data': smoke_data / 'sft_train.parquet',
+      'epochs': 0.4,
+      'packed': True,
+      'length': 400,
+      'micro': 2,
+    }
   else:
     values |= {
       'data': smoke_data / 'rl_train.parquet',

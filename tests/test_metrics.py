@@ -152,3 +152,22 @@ def test_alarms_are_printed_once_written_each_time_and_survive_a_resume(
   shown = run([3, 4, 5], 2)
   assert shown.count('ALARM high: steps [1, 2, 3]') == 1
   assert [x.get('alarm/high') for x in lines(tmp_path)] == [None, None, 1, 1, 1]
+
+
+def test_a_training_step_shows_what_its_devices_did(tmp_path):
+  with metrics.Writer(
+    tmp_path, start_step=0, total_steps=9, chips=4, peak=1e12
+  ) as writer:
+    writer.write(1, {}, tokens=60, slots=80, flops=8e9)
+  (line,) = lines(tmp_path)
+  seconds = line['time/step_s']
+  assert line['useful'] == 0.75
+  assert line['perf/tokens_per_s_chip'] == pytest.approx(15 / seconds)
+  assert line['perf/mfu'] == pytest.approx(2e9 / seconds / 1e12)
+
+
+def test_a_device_is_known_by_its_kind():
+  assert metrics.peak('TPU v5 lite') == 197e12
+  assert metrics.peak('TPU v5') == 459e12
+  assert metrics.peak('NVIDIA H200') == 989e12
+  assert metrics.peak('cpu') is None

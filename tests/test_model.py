@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -5,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crjax import model
+from crjax import lora, model, optim
 from crjax.sharding import gather, make_mesh, put, tree_shardings
 
 RNG = np.random.default_rng(0)
@@ -147,3 +148,23 @@ def test_impossible_shapes_are_named():
     model.Config(V=8, L=1, D=8, F=8, N=4, K=3, H=4)
   with pytest.raises(ValueError, match='H=5'):
     model.Config(V=8, L=1, D=8, F=8, N=4, K=2, H=5)
+
+
+def test_operations_of_a_step_are_those_of_the_matrix_products():
+  """Qwen2.5-7B: 7.07e9 weights that multiply, and half of the keys seen."""
+  cfg = model.Config(V=152064, L=28, D=3584, F=18944, N=28, K=4, H=128)
+  T = 4096
+  flops = model.train_flops(cfg, tokens=T, pairs=T * (T + 1) // 2, targets=T)
+  params = jax.eval_shape(lambda: model.init(cfg, jax.random.key(0)))
+  multiplied = sum(
+    x.size
+    for path, x in jax.tree.leaves_with_path(params)
+    if optim.decays(path[-1].key) and 'embed' not in path[-1].key
+  )
+  attention = 12 * cfg.L * cfg.N * cfg.H * (T + 1) / 2
+  assert flops / T == pytest.approx(6 * multiplied + attention, rel=1e-6)
+  assert flops / T == pytest.approx(44.9e9, rel=2e-3)
+  adapted = dataclasses.replace(cfg, lora=lora.Lora(8, 16.0))
+  fewer = model.train_flops(adapted, tokens=T, pairs=0, targets=T)
+  whole = model.train_flops(cfg, tokens=T, pairs=0, targets=T)
+  assert fewer / whole == pytest.approx(2 / 3)

@@ -1,9 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from crjax import model, optim
+from crjax.sharding import make_mesh, tree_shardings
 
 CFG = model.Config(V=16, L=2, D=8, F=12, N=2, K=1, H=4)
 
@@ -88,3 +90,65 @@ def test_muon_reads_axes_off_the_names():
 def test_an_unknown_optimizer_is_named():
   with pytest.raises(ValueError, match=r'sgd.*adamw'):
     optim.make('sgd', 1e-3, betas=(0, 0), weight_decay=0, max_norm=1)
+
+
+def test_adamw_is_that_of_optax():
+  params = model.init(CFG, jax.random.key(0))
+  grads = model.init(CFG, jax.random.key(1))
+  theirs = optax.adamw(1e-2, 0.9, 0.95, weight_decay=0.1, mask=optim.decayed)
+  got, want = (
+    jax.jit(lambda state, o=o: o.update(grads, state, params)[0])(
+      o.init(params)
+    )
+    for o in (optim.adamw(1e-2, 0.9, 0.95, 0.1), theirs)
+  )
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_moments_may_be_kept_in_bfloat16():
+  """For the second one only where its decay lets it move (b2 = 0.95)."""
+  params = model.init(CFG, jax.random.key(0))
+  knobs = {'weight_decay': 0.1, 'max_norm': 1.0}
+  half = ('bfloat16', 'bfloat16')
+  found = []
+  for moments in (half, optim.WHOLE):
+    optimizer = optim.make(
+      'adamw', 1e-2, betas=(0.9, 0.95), moments=moments, **knobs
+    )
+    state = optim.init_state(optimizer, params, 0)
+    step = jax.jit(lambda s, g, o=optimizer: optim.apply(o, s, g)[0])
+    for i in range(20):
+      state = step(state, model.init(CFG, jax.random.key(i % 3)))
+    found.append(state)
+  kinds = {x.dtype for x in jax.tree.leaves(found[0]['opt'])}
+  assert kinds == {np.dtype('int32'), jnp.dtype('bfloat16')}
+  for a, b, start in zip(
+    *(jax.tree.leaves(s['params']) for s in found),
+    jax.tree.leaves(params),
+    strict=True,
+  ):
+    assert jnp.abs(a - b).max() <= 0.05 * jnp.abs(b - start).max()
+  with pytest.raises(ValueError, match=r'b2 = 0.999.*config.moments'):
+    optim.make('adamw', 1e-2, betas=(0.9, 0.999), moments=half, **knobs)
+  with pytest.raises(ValueError, match='is for adamw'):
+    optim.make('muon', 1e-2, betas=(0.9, 0.95), moments=half, **knobs)
+
+
+@pytest.mark.parametrize('name', optim.OPTIMIZERS)
+def test_every_optimizer_shards_over_a_mesh(name):
+  """At a size at which Adafactor keeps rows and columns alone."""
+  cfg = model.Config(V=256, L=2, D=128, F=256, N=4, K=2, H=32)
+  optimizer = optim.make(
+    name, 1e-2, betas=(0.9, 0.95), weight_decay=0.1, max_norm=1.0
+  )
+  init = lambda: optim.init_state(
+    optimizer, model.init(cfg, jax.random.key(0)), 0
+  )
+  shapes = jax.eval_shape(init)
+  size = {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in shapes.items()}
+  assert (size['opt'] < 0.1 * size['params']) == (name == 'adafactor')
+  shardings = tree_shardings(shapes, make_mesh((2, 2, 2)))
+  state = jax.jit(init, out_shardings=shardings)()
+  assert jax.tree.all(
+    jax.tree.map(lambda x: bool(jnp.isfinite(x).all()), state)
+  )

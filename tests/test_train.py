@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 
+import datasets
 import jax
 import numpy as np
 import pytest
 
-from crjax import checkpoint, hf, model, tokenizer
+from crjax import checkpoint, data, hf, model, tokenizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = model.Config(V=512, L=1, D=32, F=48, N=2, K=1, H=16, tied=True)
@@ -23,6 +24,8 @@ TWO_DEVICES = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
 def command(config, **values):
   flags = [f'--config.{k}={v}' for k, v in values.items()]
   path = ROOT / 'configs' / f'{config}.py'
+  if isinstance(config, pathlib.Path):
+    path = config
   return [sys.executable, '-m', 'crjax.train', f'--config={path}', *flags]
 
 
@@ -53,8 +56,10 @@ def steps_logged(workdir):
   return [json.loads(x) for x in lines if x.endswith('\n')]
 
 
-def kill_after(args, workdir, step):
+def kill_after(args, workdir, step, pause=0.0):
   """SIGKILLs the run once it has logged `step` and written a checkpoint.
+
+  `pause`: for so many steps more it goes on.
 
   Checkpoints are written behind the run's back; without one, a fresh start
   would be the right way to go on.
@@ -66,6 +71,7 @@ def kill_after(args, workdir, step):
     saved = {path.name for path in written.glob('[1-9]*')}
     far = any(line['step'] >= step for line in steps_logged(workdir))
     if far and any(name.isdigit() for name in saved):
+      time.sleep(pause * steps_logged(workdir)[-1]['time/step_s'])
       process.send_signal(signal.SIGKILL)
       process.communicate()
       assert process.returncode == -signal.SIGKILL
@@ -104,6 +110,35 @@ def policy(tmp_path_factory, smoke_data):
   return path
 
 
+MIXTURE = """
+import importlib.util
+
+def get_config():
+  spec = importlib.util.spec_from_file_location('smoke', {smoke!r})
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  c = module.get_config()
+  with c.ignore_type():
+    c.data = (({few!r}, 2.0), ({many!r}, 1.0))
+  return c
+"""
+
+
+@pytest.fixture(scope='module')
+def mixture(smoke_data, tmp_path_factory):
+  """A config of two data sets, in two kinds of files."""
+  out = tmp_path_factory.mktemp('mixture')
+  rows = data.read(smoke_data / 'sft_train.parquet', {'messages'})
+  rows = [{'messages': row['messages']} for row in rows]
+  few, many = out / 'few.jsonl', out / 'many.parquet'
+  few.write_text(''.join(json.dumps(row) + '\n' for row in rows[:40]))
+  datasets.Dataset.from_list(rows[40:]).to_parquet(str(many))
+  path = out / 'mixture.py'
+  smoke = str(ROOT / 'configs' / 'sft_smoke.py')
+  path.write_text(MIXTURE.format(smoke=smoke, few=str(few), many=str(many)))
+  return path
+
+
 def sft_args(smoke_data, workdir):
   values = {
     'data': smoke_data / 'sft_train.parquet',
@@ -131,9 +166,27 @@ def grpo_args(smoke_data, policy, workdir, **more):
   return command('grpo_smoke', **values | more)
 
 
-def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, tmp_path):
-  whole = sft_args(smoke_data, tmp_path / 'whole')
-  cut = sft_args(smoke_data, tmp_path / 'cut')
+def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, mixture, tmp_path):
+  """Of a mixture, packed, each step in two slices, its moments in bfloat16."""
+
+  def args(workdir):
+    values = {
+      'tokenizer': smoke_data / 'tokenizer',
+      'workdir': workdir,
+      'batch': 4,
+      'micro': 2,
+      'packed': True,
+      'length': 400,
+      'epochs': 3,
+      'save_every': 5,
+      'optimizer': 'adamw',
+      'moments': "('bfloat16', 'bfloat16')",
+      'masters': 'split',
+      'dtype': 'bfloat16',
+    }
+    return command(mixture, **values) + TINY
+
+  whole, cut = args(tmp_path / 'whole'), args(tmp_path / 'cut')
   code, output = finish(whole)
   assert code == 0, output
   last = steps_logged(tmp_path / 'whole')[-1]['step']
@@ -144,12 +197,31 @@ def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, tmp_path):
   assert_same_run(tmp_path / 'whole', tmp_path / 'cut')
 
 
-def test_a_killed_grpo_run_resumes_bit_for_bit(smoke_data, policy, tmp_path):
-  whole = grpo_args(smoke_data, policy, tmp_path / 'whole')
-  cut = grpo_args(smoke_data, policy, tmp_path / 'cut')
+# Everything of GRPO that a checkpoint has to hold: what was asked and how it
+# went, an old policy and a first one, a bonus that follows the entropy.
+WHOLE_STATE = {
+  'groups': 2,
+  'pools': True,
+  'rounds': 2,
+  'minibatches': 2,
+  'kl_coef': 0.01,
+  'entropy_target': 9.0,
+}
+
+
+@pytest.mark.parametrize('kills', [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_grpo_run_resumes_bit_for_bit(
+  smoke_data, policy, tmp_path, kills
+):
+  more = WHOLE_STATE | {'steps': 8 * kills, 'save_every': 3}
+  whole = grpo_args(smoke_data, policy, tmp_path / 'whole', **more)
+  cut = grpo_args(smoke_data, policy, tmp_path / 'cut', **more)
   code, output = finish(whole)
   assert code == 0, output
-  kill_after(cut, tmp_path / 'cut', 5)
+  rng = np.random.default_rng(kills)
+  for i in range(kills):
+    # Anywhere in a step: sampling, judging, the update or a save.
+    kill_after(cut, tmp_path / 'cut', 8 * i + 4, pause=rng.uniform(0, 2))
   code, output = finish(cut)
   assert code == 0, output
   assert 'resumed at step' in output
@@ -161,7 +233,7 @@ def test_a_killed_grpo_run_resumes_bit_for_bit(smoke_data, policy, tmp_path):
   assert f'isolation level {report["level"]}' in output
   for run in ('whole', 'cut'):
     names = {p.name for p in (tmp_path / run / 'samples').iterdir()}
-    assert 'step_000016.parquet' in names
+    assert f'step_{8 * kills:06d}.parquet' in names
 
 
 def test_a_finished_run_started_again_changes_nothing(
@@ -199,8 +271,18 @@ def test_missing_inputs_are_named_with_the_way_to_get_them(config, tmp_path):
 def test_a_typo_in_a_field_is_named(tmp_path):
   code, output = finish(command('sft_smoke', bacth=4))
   assert code != 0
-  assert 'bacth' in output
-  assert 'batch' in output  # "Did you mean".
+  assert 'Did you mean "batch" instead of "bacth"?' in output
+  assert 'Traceback' not in output
+
+
+def test_bad_rows_end_a_run_with_their_place(smoke_data, tmp_path):
+  bad = tmp_path / 'bad.jsonl'
+  bad.write_text('{"messages": [{"role": "usr", "content": "x"}]}\n')
+  args = [*sft_args(smoke_data, tmp_path / 'run'), f'--config.data={bad}']
+  code, output = finish(args)
+  assert code != 0
+  assert "bad.jsonl row 0: messages[0].role is 'usr'" in output
+  assert 'Traceback' not in output
 
 
 def test_the_vocabulary_must_hold_the_tokenizer(smoke_data, tmp_path):
