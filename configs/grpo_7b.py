@@ -44,7 +44,8 @@ def get_config(preset='crjax'):
   c.prompt_length = 2048
   c.completion_length = 4096
   c.temperature = 1.0
-  c.waves = 4
+  c.slots = 512  # Completions at a time.
+  c.chunk = 32  # Tokens between two visits of the host.
   c.workers = 16
   c.sandbox_min_level = 2  # See python -m crjax.execution probe.
 

@@ -38,7 +38,8 @@ def get_config(preset='crjax'):
   c.prompt_length = 112
   c.completion_length = 96
   c.temperature = 1.0
-  c.waves = 2
+  c.slots = 128  # Completions at a time.
+  c.chunk = 16  # Tokens between two visits of the host.
   c.workers = 2
   c.sandbox_min_level = 2  # See python -m crjax.execution probe.
 

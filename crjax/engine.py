@@ -12,6 +12,7 @@ it, not on slots, chunks, neighbours or devices; these move its logits by
 rounding alone.
 """
 
+import bisect
 import collections
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -19,12 +20,11 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from crjax import model, sampling
-from crjax.sharding import gather, replicate, shard
+from crjax import decoding, model
+from crjax.sharding import gather, replicate
 
 FEW = 8  # Rows that one refill writes; the first filling writes all slots.
 MORE_STOPS = 4  # End tokens that a request may add to those of the engine.
@@ -63,15 +63,13 @@ class Piece(NamedTuple):
   finish: str | None  # None, or 'stop', 'length', 'cancelled'
 
 
-class Chunk(NamedTuple):
-  """What C steps of B slots gave."""
+class Completion(NamedTuple):
+  """All that a request got; `tokens` has the end token if there was one."""
 
-  tokens_BC: jax.Array
-  logp_BC: jax.Array
-  count_B: jax.Array  # tokens of this chunk
-  live_B: jax.Array  # false where the row has ended
-  stopped_B: jax.Array  # by an end token
-  steps: jax.Array  # that were run
+  request: Request
+  tokens: list[int]
+  logp: list[float]
+  finish: str  # 'stop', 'length' or 'cancelled'
 
 
 class Engine(NamedTuple):
@@ -147,22 +145,22 @@ def make(
     ahead,
     tuple(stop_ids),
     prefill=jax.jit(lambda *args: model.prefill(cfg, *args)[1]),
-    insert=jax.jit(insert, donate_argnums=0),
-    enroll=jax.jit(enroll, donate_argnums=0),
+    insert=jax.jit(decoding.insert, donate_argnums=0),
+    enroll=jax.jit(decoding.enroll, donate_argnums=0),
     advance=jax.jit(
-      functools.partial(advance, cfg, chunk), donate_argnums=(1, 2)
+      functools.partial(decoding.advance, cfg, chunk), donate_argnums=(1, 2)
     ),
     fresh=jax.jit(
-      functools.partial(fresh, cfg, len(stop_ids) + MORE_STOPS),
+      functools.partial(decoding.fresh, cfg, len(stop_ids) + MORE_STOPS),
       static_argnums=(0, 1, 2),
     ),
-    fit_layer=jax.jit(fit_layer, static_argnums=2),
-    fit_rows=jax.jit(fit_rows),
+    fit_layer=jax.jit(decoding.fit_layer, static_argnums=2),
+    fit_rows=jax.jit(decoding.fit_rows),
   )
 
 
 def compiled(engine) -> int:
-  """Programs compiled so far."""
+  """Programs compiled so far; engines share what does not depend on them."""
   return sum(f._cache_size() for f in engine if hasattr(f, '_cache_size'))
 
 
@@ -219,6 +217,32 @@ def stream(engine, params, requests, *, key, cancelled=None, tally=None):
       yield from pieces
     if not more and not flight and not running(state):
       return
+
+
+def completions(pieces):
+  """The Completions of a stream's Pieces, each as soon as it has ended."""
+  open_ones = {}
+  for request, tokens, logp, finish in pieces:
+    before, logps = open_ones.setdefault(id(request), ([], []))
+    before += tokens
+    logps += logp
+    if finish:
+      yield Completion(request, *open_ones.pop(id(request)), finish)
+
+
+def stop_strings(tok, strings):
+  """`Request.ends`: the tokens up to the one that completes a string.
+
+  Judged on the text of whole prefixes, so that no token is cut in two.
+  """
+
+  def ends(tokens):
+    holds = lambda n: any(s in tok.decode(tokens[:n]) for s in strings)
+    if not holds(len(tokens)):
+      return None
+    return bisect.bisect_left(range(len(tokens) + 1), True, key=holds)
+
+  return ends
 
 
 def empty():
@@ -384,10 +408,10 @@ def by_prefix(known, taken, free):
 
 def enroll_all(engine, rows, jobs, slots, key):
   """The rows of the device with new ones at `slots`."""
-  whole = np.zeros((len(INTEGERS), len(jobs)), np.int32)
+  whole = np.zeros((len(decoding.INTEGERS), len(jobs)), np.int32)
   width = rows['stop_BE'].shape[1]
   stop_BE = np.full((len(jobs), width), -1, np.int32)
-  real = np.zeros((len(REALS), len(jobs)), np.float32)
+  real = np.zeros((len(decoding.REALS), len(jobs)), np.float32)
   for slot in slots:
     r = jobs[slot].request
     last, n = r.tokens[-1], len(r.tokens)
@@ -445,166 +469,3 @@ def harvest(chunk, jobs, cancelled, tally):
       logp = chunk.logp_BC[slot, : len(new)].tolist()
       pieces.append((job.number, Piece(job.request, new, logp, finish)))
   return [piece for _, piece in sorted(pieces, key=lambda p: p[0])]
-
-
-# What follows runs on the device.
-
-INTEGERS = (
-  'token',  # read next
-  'slot',  # where: its position
-  'least',
-  'most',
-  'top_k',
-  'question',
-  'rollout',
-  'live',
-)
-REALS = ('temperature', 'top_p', 'min_p')
-
-
-def fresh(cfg, stops: int, B: int, S: int, dtype):
-  """(caches, rows) of B slots and S columns, all free."""
-  rows = {name: jnp.zeros(B, jnp.int32) for name in INTEGERS[:-3]}
-  rows |= {name: jnp.zeros(B, jnp.float32) for name in REALS}
-  keys_B = jax.vmap(jax.random.key)(jnp.zeros(B, jnp.uint32))
-  rows |= {
-    'live': jnp.zeros(B, bool),
-    'count': jnp.zeros(B, jnp.int32),
-    'key': jax.random.key_data(keys_B),
-    'stop_BE': jnp.full((B, stops), -1, jnp.int32),
-  }
-  return model.new_cache(cfg, B, S, dtype), whole(rows)
-
-
-def insert(cache, prefix, source_I, slot_I):
-  """Copies rows `source_I` of the prompts' caches to `slot_I` of the rows'.
-
-  A slot that does not exist is left out.
-  """
-
-  def one(old_BKSH, new_IKPH):
-    P = min(new_IKPH.shape[2], old_BKSH.shape[2])
-    new_IKPH = new_IKPH[source_I, :, :P]
-    out_BKSH = old_BKSH.at[slot_I, :, :P].set(new_IKPH, mode='drop')
-    return shard(out_BKSH, 'BKSH')
-
-  return jax.tree.map(one, cache, prefix)
-
-
-def enroll(rows, whole_FB, real_FB, stop_BE, key):
-  """Rows with the new ones in place, where their field 'live' is set."""
-  new = dict(zip(INTEGERS, whole_FB, strict=True))
-  new |= dict(zip(REALS, real_FB, strict=True))
-  row_key = lambda q, r: jax.random.fold_in(jax.random.fold_in(key, q), r)
-  keys_B = jax.vmap(row_key)(new.pop('question'), new.pop('rollout'))
-  new['key'] = jax.random.key_data(keys_B)
-  new['count'] = jnp.zeros_like(new['slot'])
-  new['stop_BE'] = stop_BE
-  taken_B = new['live'] == 1
-  new['live'] = taken_B
-
-  def one(new, old):
-    mask = taken_B.reshape(-1, *[1] * (old.ndim - 1))
-    return jnp.where(mask, new, old)
-
-  return whole(jax.tree.map(one, new, rows))
-
-
-def fit_layer(kv, take_B, S: int):
-  """Rows `take_B` of a layer's cache, cut or padded to S columns."""
-
-  def one(x_BKSH):
-    n = min(S, x_BKSH.shape[2])
-    x_BKSH = x_BKSH[jnp.maximum(take_B, 0), :, :n]
-    pad = ((0, 0), (0, 0), (0, S - n), (0, 0))
-    return shard(jnp.pad(x_BKSH, pad), 'BKSH')
-
-  return jax.tree.map(one, kv)
-
-
-def fit_rows(rows, take_B):
-  rows = jax.tree.map(lambda x: x[jnp.maximum(take_B, 0)], rows)
-  return whole(rows | {'live': rows['live'] & (take_B >= 0)})
-
-
-def advance(cfg, chunk: int, params, cache, rows, keep_B):
-  """Up to `chunk` steps: (caches, rows, Chunk); ends when no row is alive.
-
-  Rows outside `keep_B` end at once.
-  """
-  B, first_B, slot_B = len(keep_B), rows['count'], rows['slot']
-  seen_BS = jnp.arange(cache[0][0].shape[2]) < slot_B[:, None]
-
-  def one(state):
-    i, rows = state['i'], state['rows']
-    x_BD, side = model.step(
-      cfg, params, rows['token'], slot_B + i, cache, seen_BS, state['side'], i
-    )
-    token_B, logp_B = draw(params, x_BD, rows)
-    return {
-      'i': i + 1,
-      'side': side,
-      'rows': move(rows, token_B),
-      'tokens_BC': state['tokens_BC'].at[:, i].set(token_B),
-      'logp_BC': state['logp_BC'].at[:, i].set(logp_B),
-    }
-
-  state = {
-    'i': jnp.zeros((), jnp.int32),
-    'side': model.new_cache(cfg, B, chunk, cache[0][0].dtype),
-    'rows': rows
-    | {'live': rows['live'] & keep_B, 'stopped': jnp.zeros(B, bool)},
-    'tokens_BC': jnp.zeros((B, chunk), jnp.int32),
-    'logp_BC': jnp.zeros((B, chunk), jnp.float32),
-  }
-  going = lambda s: (s['i'] < chunk) & s['rows']['live'].any()
-  state = jax.lax.while_loop(going, one, state)
-  cache = model.settle(cache, state['side'], slot_B)
-  rows = state['rows']
-  out = Chunk(
-    state['tokens_BC'],
-    state['logp_BC'],
-    rows['count'] - first_B,
-    rows['live'],
-    rows.pop('stopped'),
-    state['i'],
-  )
-  return cache, whole(rows), whole(out)
-
-
-def move(rows, token_B):
-  """The rows after each of those alive got its token."""
-  live_B, n_B = rows['live'], rows['live'].astype(jnp.int32)
-  stop_B = (token_B[:, None] == rows['stop_BE']).any(1)
-  return rows | {
-    'token': jnp.where(live_B, token_B, rows['token']),
-    'slot': rows['slot'] + n_B,
-    'count': rows['count'] + n_B,
-    'live': live_B & ~stop_B & (rows['count'] + 1 < rows['most']),
-    'stopped': jnp.where(live_B, stop_B, rows['stopped']),
-  }
-
-
-def draw(params, x_BD, rows):
-  """(token_B, logp_B); no end token before `least` are there."""
-  logits_BV = model.logits(params, x_BD[:, None])[:, 0]
-  early_B = rows['count'] < rows['least']
-  stop_BE, B = rows['stop_BE'], x_BD.shape[0]
-  forbid = lambda z_BV: z_BV.at[
-    jnp.arange(B)[:, None],
-    jnp.where(early_B[:, None] & (stop_BE >= 0), stop_BE, z_BV.shape[1]),
-  ].set(-jnp.inf, mode='drop')
-  logits_BV = jax.lax.cond(early_B.any(), forbid, lambda z: z, logits_BV)
-  keys_B = jax.vmap(jax.random.fold_in)(
-    jax.random.wrap_key_data(rows['key']), rows['count']
-  )
-  return sampling.draw(
-    logits_BV,
-    keys_B,
-    *(rows[name] for name in ('temperature', 'top_p', 'top_k', 'min_p')),
-  )
-
-
-def whole(tree):
-  """On every device: hosts read it alike, without waiting for each other."""
-  return jax.tree.map(lambda x: shard(x, '-' * x.ndim), tree)

@@ -25,14 +25,13 @@ import numpy as np
 import rich.console
 import rich.table
 
-from crjax import data, execution, hf, rewards, sampling, tokenizer
+from crjax import data, engine, execution, hf, rewards, sampling, tokenizer
 from crjax.checkpoint import write_json
 from crjax.evals import cruxeval
-from crjax.sharding import gather, make_mesh, put, replicate
+from crjax.sharding import make_mesh
 
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 RESAMPLES = 2000  # of the bootstrap
-WIDTH = 64  # Prompts are padded to multiples of this: few shapes to compile.
 
 
 def run(tasks, complete, pool, *, samples: int) -> list[dict]:
@@ -80,41 +79,41 @@ def make_complete(
 ):
   """`complete` for `run`, from the decode copy `params`.
 
-  Batches of `batch` completions, all of a few shapes; neighbours in length go
-  together. Noise depends on the prompt's place in the data, not on batches.
+  `batch` completions at a time, longest prompts first. Noise depends on the
+  prompt's place in the data, not on what is sampled beside it.
   """
-  make = functools.partial(
-    sampling.make,
+  made = engine.make(
     cfg,
-    steps=completion_length,
+    mesh,
+    slots=batch,
+    fewest=max(batch // 8, 1),
+    length=prompt_length + completion_length,
     stop_ids=tokenizer.stop_ids(tok),
-    pad_id=tok.pad_token_id,
   )
 
   def complete(prompts, temperature, rollouts):
     encode = functools.partial(tokenizer.encode_prompt, tok, thinking=thinking)
     encoded = list(map(encode, prompts))
     fits = [i for i, x in enumerate(encoded) if len(x) <= prompt_length]
-    fits.sort(key=lambda i: len(encoded[i]))
+    fits.sort(key=lambda i: -len(encoded[i]))
+    knobs = engine.Knobs(temperature)
+    asked = [
+      engine.Request(encoded[i], i, r, knobs, most=completion_length)
+      for i in fits
+      for r in range(rollouts)
+    ]
     texts = [None] * (len(prompts) * rollouts)
     truncated = np.zeros(len(texts), bool)
-    sample, size = make(rollouts=rollouts), max(batch // rollouts, 1)
-    knobs = [np.float32(temperature), np.float32(1), np.int32(0)]
-    knobs = [replicate(mesh, x) for x in knobs]
+    pieces = engine.stream(made, params, asked, key=jax.random.key(seed))
     began = time.monotonic()
-    for start in range(0, len(fits), size):
-      ids = fits[start : start + size]
-      full = ids + ids[:1] * (size - len(ids))  # The last batch is filled up.
-      width = min(-(-len(encoded[ids[-1]]) // WIDTH) * WIDTH, prompt_length)
-      rows = data.left_pad([encoded[i] for i in full], width, tok.pad_token_id)
-      rows = put(mesh, (*rows, np.array(full, np.int32)))
-      rolled = gather(sample(params, *rows, jax.random.key(seed), *knobs))
-      length_B = rolled.mask_BT.sum(1) - rolled.stopped_B
-      decoded = tokenizer.decode(tok, rolled.tokens_BT, length_B)
-      for n in range(len(ids) * rollouts):
-        slot = ids[n // rollouts] * rollouts + n % rollouts
-        texts[slot], truncated[slot] = decoded[n], not rolled.stopped_B[n]
-      _progress(start + len(ids), len(fits), temperature, rollouts, began)
+    for n, done in enumerate(engine.completions(pieces), start=1):
+      slot = done.request.question * rollouts + done.request.rollout
+      truncated[slot] = done.finish == 'length'
+      # Without the end token.
+      length = len(done.tokens) - (done.finish == 'stop')
+      texts[slot] = tokenizer.decode(tok, [done.tokens], [length])[0]
+      if n % max(batch, 1) == 0 or n == len(asked):
+        _progress(n, len(asked), temperature, began)
     return texts, truncated
 
   return complete
@@ -241,11 +240,11 @@ def show(report):
   rich.console.Console().print(table)
 
 
-def _progress(done, total, temperature, rollouts, began):
+def _progress(done, total, temperature, began):
   left = (time.monotonic() - began) / done * (total - done)
   print(
-    f'evaluate: {done} of {total} prompts, T={temperature:g}, {rollouts} '
-    f'completions each, about {left:.0f} s left',
+    f'evaluate: {done} of {total} completions, T={temperature:g}, about '
+    f'{left:.0f} s left',
     flush=True,
   )
 

@@ -203,25 +203,13 @@ def forward(cfg, params, tokens_BT):
 def make_probe(cfg, prompt):
   """Compiles params -> (logits_TV of the prompt, CONTINUED greedy tokens)."""
   tokens_BT = jnp.array([prompt], jnp.int32)
-  valid_BT = jnp.ones_like(tokens_BT, bool)
 
   @jax.jit
   def probe(params):
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    rolled = sampling.sample(
-      cfg,
-      model.unstack(params, jnp.float32),
-      tokens_BT,
-      valid_BT,
-      jnp.zeros(1, jnp.int32),
-      jax.random.key(0),
-      0.0,
-      rollouts=1,
-      steps=CONTINUED,
-      stop_ids=(),
-      pad_id=0,
-    )
-    return forward(cfg, params, tokens_BT)[0], rolled.tokens_BT[0]
+    copy = model.unstack(params, jnp.float32)
+    new_BT = sampling.greedy(cfg, copy, tokens_BT, CONTINUED)
+    return forward(cfg, params, tokens_BT)[0], new_BT[0]
 
   return probe
 

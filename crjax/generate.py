@@ -1,14 +1,19 @@
-"""Continues raw prompts of a JSONL file with a model from a directory.
+"""Continues the prompts of a JSONL file with a model, raw or as a chat.
 
   python -m crjax.generate --model=DIR --prompts=in.jsonl --out=out.jsonl \\
       --temperature=0 --max_new_tokens=200
 
-A line is {"prompt": text} or {"prompt_ids": [...]}, which counts where both are
-given; other keys are carried over. No chat template is applied. Each line of
-the output adds "prompt_ids", "ids" (the new tokens, an end token included) and
-"text" (null where the model has no tokenizer).
+A line is {"prompt": text}, {"prompt_ids": [...]} or {"messages": [...]}, of
+which prompt_ids counts first; other keys are carried over. Messages go through
+the chat template, a prompt does not. Each line of the output adds "prompt_ids",
+"ids" (the new tokens, an end token included), "logp" (theirs), "finish" ('stop'
+or 'length') and "text" (null where the model has no tokenizer).
+
+What is done is kept beside the output in a .partial file: the same command goes
+on where it was stopped. --model may be a run: its newest checkpoint counts.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -18,13 +23,11 @@ import sys
 from absl import app, flags
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from crjax import data, hf, sampling, tokenizer
-from crjax.sharding import gather, make_mesh, put
+from crjax import engine, export, hf, sampling, tokenizer
+from crjax.sharding import make_mesh
 
 FLAGS = flags.FLAGS
-WIDTH = 64  # Prompts are padded to multiples of this: few shapes to compile.
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 
 
@@ -46,11 +49,12 @@ def read_prompts(path, tok, vocabulary: int) -> list[dict]:
       line = json.loads(text)
     except ValueError as error:
       raise ValueError(f'{where}: not JSON: {error}') from error
-    if not isinstance(line, dict) or not {'prompt', 'prompt_ids'} & line.keys():
+    given = [name for name in FIELDS if isinstance(line, dict) and name in line]
+    if not given:
       raise ValueError(f'{where}: needs a "prompt" or a "prompt_ids" field')
-    field = 'prompt_ids' if 'prompt_ids' in line else 'prompt'
-    if field == 'prompt':
-      line['prompt_ids'] = _encode(line['prompt'], tok, where)
+    field = given[0]
+    if field != 'prompt_ids':
+      line['prompt_ids'] = ENCODE[field](line[field], tok, where)
     _check(line['prompt_ids'], vocabulary, f'{where}: field "{field}"')
     lines.append(line)
   if not lines:
@@ -58,28 +62,49 @@ def read_prompts(path, tok, vocabulary: int) -> list[dict]:
   return lines
 
 
-def generate(cfg, params, lines, *, mesh, stop_ids, steps, batch, key, knobs):
-  """Lists of new tokens, one a line and in that order.
+def requests(lines, done, *, steps: int, knobs):
+  """Requests for the lines that are not done, those of one prompt together.
 
-  Noise is a function of (key, line number, position): not of the batch.
+  Noise is a function of (key, line number, position): not of the order.
   """
-  sample = sampling.make(
-    cfg, rollouts=1, steps=steps, stop_ids=stop_ids, pad_id=0
-  )
   ids = [line['prompt_ids'] for line in lines]
-  order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-  new, size = [None] * len(ids), min(batch, len(ids))
-  for start in range(0, len(order), size):
-    rows = order[start : start + size]
-    full = rows + rows[:1] * (size - len(rows))  # The last batch is filled up.
-    width = -(-len(ids[rows[-1]]) // WIDTH) * WIDTH
-    prompts = data.left_pad([ids[i] for i in full], width, 0)
-    there = put(mesh, (*prompts, np.array(full, np.int32)))
-    rolled = gather(sample(params, *there, key, *knobs))
-    for i, row in enumerate(rows):  # Not those that filled the batch up.
-      new[row] = rolled.tokens_BT[i][rolled.mask_BT[i]].tolist()
-    print(f'generate: {start + len(rows)} of {len(ids)} prompts', flush=True)
-  return new
+  order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), ids[i]))
+  return [
+    engine.Request(ids[i], question=i, knobs=knobs, most=steps)
+    for i in order
+    if i not in done
+  ]
+
+
+def generate(cfg, params, asked, *, mesh, stop_ids, batch: int, key):
+  """The Completions of requests, each when it has ended; `batch` at a time."""
+  if not asked:
+    return
+  made = engine.make(
+    cfg,
+    mesh,
+    slots=batch,
+    length=max(len(r.tokens) + r.most for r in asked),
+    stop_ids=stop_ids,
+  )
+  yield from engine.completions(engine.stream(made, params, asked, key=key))
+
+
+def find(name, mesh, dtype):
+  """(Config, directory of the tokenizer and settings, load) of a model.
+
+  `load()` gives the decode copy. `name` is a directory, URL or hub name; of a
+  run, its newest checkpoint.
+  """
+  if (pathlib.Path(name) / 'checkpoints').is_dir():
+    _, cfg, params = export.restore(pathlib.Path(name), None, mesh)
+    path, read = pathlib.Path(name) / 'source', lambda: params
+  else:
+    found = hf.inspect(name)
+    cfg, path = found.cfg, found.place.path
+    read = lambda: hf.load(found, mesh, dtype=dtype)
+  decode_copy = sampling.make_decode_copy(cfg, mesh, dtype)
+  return cfg, path, lambda: decode_copy(read())
 
 
 def end_ids(path) -> tuple[int, ...]:
@@ -94,20 +119,85 @@ def end_ids(path) -> tuple[int, ...]:
 
 def write(path, lines):
   """Writes JSONL atomically; pure ASCII, so that any string can be written."""
-  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'{path.name}.tmp')
   temporary.write_text(''.join(json.dumps(x) + '\n' for x in lines))
   os.replace(temporary, path)
 
 
+def settings(f, lines) -> dict:
+  """What decides about the output, to be the same when a command goes on."""
+  ids = json.dumps([line['prompt_ids'] for line in lines])
+  names = ('model', 'temperature', 'top_p', 'top_k', 'max_new_tokens', 'seed')
+  return {name: getattr(f, name) for name in (*names, 'dtype')} | {
+    'prompts': hashlib.sha256(ids.encode()).hexdigest()
+  }
+
+
+def resume(path, wanted) -> dict:
+  """{line number: {ids, logp, finish}} of a .partial file, new if need be.
+
+  A last line that was cut off is dropped. Raises ValueError if the file belongs
+  to a command with other settings.
+  """
+  if not path.exists():
+    return {}
+  *lines, rest = path.read_text().split('\n')
+  if not lines or json.loads(lines[0]) != wanted:
+    raise ValueError(
+      f'{path} was left by a command with other settings or prompts; remove '
+      'it, or choose another --out'
+    )
+  if rest:
+    path.write_text(''.join(f'{line}\n' for line in lines))
+  found = map(json.loads, lines[1:])
+  return {line.pop('line'): line for line in found}
+
+
+def keep(path, wanted, done, completions, total: int):
+  """Adds Completions to `done` and to the .partial file as they come."""
+  first = jax.process_index() == 0
+  path = path if first else os.devnull
+  with open(path, 'a') as file:
+    if first and not path.stat().st_size:
+      file.write(json.dumps(wanted) + '\n')
+    for request, ids, logp, finish in completions:
+      line = {'ids': ids, 'logp': logp, 'finish': finish}
+      done[request.question] = line
+      file.write(json.dumps({'line': request.question} | line) + '\n')
+      file.flush()
+      if len(done) % 32 == 0 or len(done) == total:
+        print(f'generate: {len(done)} of {total} prompts', flush=True)
+
+
 def _encode(prompt, tok, where):
-  if tok is None:
-    raise ValueError(f'{where}: the model has no tokenizer; give "prompt_ids"')
+  _need_tokenizer(tok, where)
   if not isinstance(prompt, str):
     raise ValueError(f'{where}: field "prompt" must be a string')
   if re.search('[\ud800-\udfff]', prompt):
     raise ValueError(f'{where}: field "prompt" holds half a surrogate pair')
   return tok(prompt, add_special_tokens=False)['input_ids']
+
+
+def _encode_chat(messages, tok, where):
+  _need_tokenizer(tok, where)
+  form = 'a list of {"role": text, "content": text}'
+  right = isinstance(messages, list) and all(
+    isinstance(m, dict)
+    and all(isinstance(m.get(name), str) for name in ('role', 'content'))
+    for m in messages
+  )
+  if not right or not messages:
+    raise ValueError(f'{where}: field "messages" must be {form}')
+  return tokenizer.encode_prompt(tok, messages)
+
+
+def _need_tokenizer(tok, where):
+  if tok is None:
+    raise ValueError(f'{where}: the model has no tokenizer; give "prompt_ids"')
+
+
+ENCODE = {'prompt': _encode, 'messages': _encode_chat}
+FIELDS = ('prompt_ids', *ENCODE)
 
 
 def _check(ids, vocabulary, where):
@@ -126,9 +216,8 @@ def run(f):
   out = pathlib.Path(f.out)
   if out.is_dir():
     raise ValueError(f'--out={out} is a directory; name a file')
-  mesh = make_mesh(tuple(map(int, f.mesh)))
-  found = hf.inspect(f.model)
-  cfg, path = found.cfg, found.place.path
+  mesh, dtype = make_mesh(tuple(map(int, f.mesh))), DTYPES[f.dtype]
+  cfg, path, load = find(f.model, mesh, dtype)
   has_tokenizer = (path / 'tokenizer_config.json').exists()
   tok = tokenizer.load(path) if has_tokenizer else None
   lines = read_prompts(pathlib.Path(f.prompts), tok, cfg.V)
@@ -136,31 +225,35 @@ def run(f):
     tokenizer.check(tok, cfg.V, f'vocab_size of {f.model}')
   else:
     print(f'generate: {f.model} has no tokenizer; "text" will be null')
-  dtype = DTYPES[f.dtype]
+  out.parent.mkdir(parents=True, exist_ok=True)
+  partial = out.with_name(f'{out.name}.partial')
+  wanted = settings(f, lines)
+  done = resume(partial, wanted)
+  knobs = engine.Knobs(f.temperature, f.top_p, f.top_k)
   with jax.set_mesh(mesh):
-    decode_copy = sampling.make_decode_copy(cfg, mesh, dtype)
-    new = generate(
+    completions = generate(
       cfg,
-      decode_copy(hf.load(found, mesh, dtype=dtype)),
-      lines,
+      load(),
+      requests(lines, done, steps=f.max_new_tokens, knobs=knobs),
       mesh=mesh,
       stop_ids=end_ids(path),
-      steps=f.max_new_tokens,
       batch=f.batch,
       key=jax.random.key(f.seed),
-      knobs=(f.temperature, f.top_p, f.top_k),
     )
-  for line, ids in zip(lines, new, strict=True):
+    keep(partial, wanted, done, completions, len(lines))
+  for i, line in enumerate(lines):
+    ids = done[i]['ids']
     text = tok.decode(ids, skip_special_tokens=True) if tok else None
-    line |= {'ids': ids, 'text': text}
+    line |= done[i] | {'text': text}
   if jax.process_index() == 0:
     write(out, lines)
+    partial.unlink()
   print(f'generate: {len(lines)} continuations in {f.out}')
 
 
 def define_flags():
   flags.DEFINE_string(
-    'model', None, 'A directory, URL or hub name.', required=True
+    'model', None, 'A run, directory, URL or hub name.', required=True
   )
   flags.DEFINE_string('prompts', None, 'JSONL of prompts.', required=True)
   flags.DEFINE_string('out', None, 'JSONL to write.', required=True)

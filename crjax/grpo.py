@@ -4,6 +4,8 @@ Tokens that were sampled are the tokens that are trained on: text is decoded
 for rewards and logs only, and never encoded again.
 """
 
+from concurrent import futures
+
 import jax
 import numpy as np
 
@@ -11,12 +13,13 @@ from crjax import (
   advantages,
   branches,
   data,
+  engine,
   rewards,
   sampling,
   tokenizer,
   watch,
 )
-from crjax.sharding import gather, put, replicate, sum_over_processes
+from crjax.sharding import gather, sum_over_processes
 
 
 def run(
@@ -58,15 +61,15 @@ def make_collect(rollout, judge, *, groups: int, rounds: int, observe):
   differ, at most `rounds` times (dynamic sampling, DAPO).
 
   Args:
-    rollout: (state, Prompts) -> list of Rollout on the device, one a wave.
-    judge: (tasks, list of Rollout) -> (Rollout on the host, rewards_QR, rows).
+    rollout: (state, Prompts) -> iterator of Completions.
+    judge: (tasks, Completions) -> (Rollout on the host, rewards_QR, rows).
     observe: called with (ids_Q, rewards_QR) of every round.
   """
 
   def one_round(state, prompts):
     questions = next(prompts)
-    waves = rollout(state, questions)
-    rolled, rewards_QR, rows = judge(questions.tasks, waves)
+    completions = rollout(state, questions)
+    rolled, rewards_QR, rows = judge(questions.tasks, completions)
     observe(questions.ids_Q, rewards_QR)
     return questions, rolled, rewards_QR, rows
 
@@ -104,67 +107,128 @@ def make_rollout(
   *,
   frozen,
   rollouts: int,
+  length: int,
   steps: int,
   stop_ids,
-  pad_id: int,
   dtype,
   temperature: float,
-  waves: int,
+  slots: int,
+  chunk: int,
 ):
-  """(state, Prompts) -> Rollouts on the device, still being computed.
+  """(state, Prompts) -> iterator of Completions, each as soon as it has ended.
 
-  The questions are sampled in `waves` equal parts, in order: the host judges
-  one part while the device samples the next. `frozen`: see
+  Rollout r of row q has tag q * R + r; its noise is named by the question's id,
+  the step and r. `length`: tokens of a prompt at most; `steps` those of a
+  completion. `slots`, `chunk`: see engine.py. `frozen`: see
   `policy.make_update`.
   """
   decode_copy = sampling.make_decode_copy(cfg, mesh, dtype)
-  sample = sampling.make(
-    cfg.base, rollouts=rollouts, steps=steps, stop_ids=stop_ids, pad_id=pad_id
+  made = engine.make(
+    cfg,
+    mesh,
+    slots=slots,
+    fewest=max(slots // 8, 1),
+    length=length + steps,
+    chunk=chunk,
+    stop_ids=stop_ids,
   )
   step_key = jax.jit(
     lambda key, step: jax.random.fold_in(jax.random.wrap_key_data(key), step)
   )
-  knobs = [np.float32(temperature), np.float32(1.0), np.int32(0)]
+  knobs = engine.Knobs(temperature)
 
   def rollout(state, questions):
     params = decode_copy(state['params'], frozen)
     key = step_key(state['key'], state['step'])
-    scalars = [replicate(mesh, x) for x in knobs]
-    parts = zip(*(np.split(x, waves) for x in questions[:3]), strict=True)
-    return [sample(params, *put(mesh, part), key, *scalars) for part in parts]
+    requests = [
+      engine.Request(
+        tokens_P[mask_P].tolist(),
+        int(question),
+        r,
+        knobs,
+        most=steps,
+        tag=q * rollouts + r,
+      )
+      for q, (tokens_P, mask_P, question) in enumerate(
+        zip(*questions[:3], strict=True)
+      )
+      for r in range(rollouts)
+    ]
+    pieces = engine.stream(made, params, requests, key=key)
+    yield from engine.completions(pieces)
 
   return rollout
 
 
-def make_judge(tok, pool, *, rollouts: int):
-  """(tasks, waves) -> (the whole Rollout on the host, rewards_QR, rows).
+def make_judge(tok, pool, *, rollouts: int, steps: int, pad_id: int):
+  """(tasks, Completions) -> (Rollout on the host, rewards_QR, rows).
 
-  Each process judges its share of every wave; all processes see all rewards.
-  `rows` describe this process's share, for the sample table.
+  Completions are judged while others are sampled, each process its share; all
+  processes see all rewards. `rows` describe this process's share, for the
+  sample table.
   """
-  share = slice(jax.process_index(), None, jax.process_count())
 
-  def judge(tasks, waves):
+  def judge(tasks, completions):
     tasks_B = [task for task in tasks for _ in range(rollouts)]
-    done, rewards_B, rows = [], np.zeros(len(tasks_B), np.float32), []
-    for wave in waves:
-      first = sum(len(w.stopped_B) for w in done)
-      done.append(gather(wave))
-      mine = range(first, first + len(done[-1].stopped_B))[share]
-      part = jax.tree.map(lambda x: x[share], done[-1])
-      length_B = part.mask_BT.sum(1) - part.stopped_B  # Without the end token.
-      texts = tokenizer.decode(tok, part.tokens_BT, length_B)
-      some = [tasks_B[i] for i in mine]
-      rewards_B[mine], infos = rewards.score(some, texts, ~part.stopped_B, pool)
-      rows += [
-        {'row': i, 'reward': float(rewards_B[i]), 'text': text} | task | info
-        for i, text, task, info in zip(mine, texts, some, infos, strict=True)
-      ]
-    rolled = sampling.Rollout(*map(np.concatenate, zip(*done, strict=True)))
+    rolled = no_rollout(len(tasks_B), steps, pad_id)
+    rewards_B, rows = np.zeros(len(tasks_B), np.float32), []
+    work, waiting = None, []
+    with futures.ThreadPoolExecutor(1) as thread:
+      for done in completions:
+        write(rolled, done)
+        if done.request.tag % jax.process_count() == jax.process_index():
+          waiting.append(done)
+        if waiting and (work is None or work.done()):
+          rows += work.result() if work else []
+          work = thread.submit(score, tasks_B, waiting, tok, pool)
+          waiting = []
+    rows += work.result() if work else []
+    rows += score(tasks_B, waiting, tok, pool)
+    rows.sort(key=lambda row: row['row'])
+    for row in rows:
+      rewards_B[row['row']] = row['reward']
     rewards_QR = sum_over_processes(rewards_B).reshape(-1, rollouts)
     return rolled, rewards_QR, rows
 
   return judge
+
+
+def no_rollout(B: int, T: int, pad_id: int):
+  """A Rollout of B empty completions, to be filled by `write`."""
+  return sampling.Rollout(
+    np.full((B, T), pad_id, np.int32),
+    np.zeros((B, T), np.float32),
+    np.zeros((B, T), bool),
+    np.zeros(B, bool),
+  )
+
+
+def write(rolled, done):
+  """Writes a Completion to its row, its tag."""
+  b, n = done.request.tag, len(done.tokens)
+  rolled.tokens_BT[b, :n] = done.tokens
+  rolled.logp_BT[b, :n] = done.logp
+  rolled.mask_BT[b, :n] = True
+  rolled.stopped_B[b] = done.finish == 'stop'
+
+
+def score(tasks_B, completions, tok, pool):
+  """A dict for each Completion: row, reward, text, its task and verdict."""
+  tokens, rows_B = (
+    [c.tokens for c in completions],
+    [c.request.tag for c in completions],
+  )
+  cut = [c.finish == 'length' for c in completions]
+  length_B = [len(t) - (not c) for t, c in zip(tokens, cut, strict=True)]
+  texts = tokenizer.decode(tok, tokens, length_B)  # Without the end token.
+  some = [tasks_B[b] for b in rows_B]
+  rewards_B, infos = rewards.score(some, texts, cut, pool)
+  return [
+    {'row': b, 'reward': float(reward), 'text': text} | task | info
+    for b, reward, text, task, info in zip(
+      rows_B, rewards_B, texts, some, infos, strict=True
+    )
+  ]
 
 
 def make_advantage(name: str, *, eps: float, limit: int, overlong: int):

@@ -1,31 +1,31 @@
-"""Batched sampling on the device: one prefill a question, then one loop.
+"""From logits to tokens: what is drawn, with which log-prob.
 
-Temperature, top-p and top-k are arguments of the compiled function, so that
-changing them compiles nothing. The noise of a token is a function of (key,
-question id, rollout id, position) only: what is sampled does not depend on the
-order, the slot or the padding of a batch, nor on the number of devices.
+The noise of a token is a function of (key, question, rollout, position) only:
+what is sampled does not depend on the order, the slot or the padding of a
+batch, nor on the number of devices. engine.py decides what is computed when.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crjax import lora, model
-from crjax.sharding import DECODE_WEIGHTS, shard, tree_shardings
-
-SEGMENT = 256  # The cache starts this much longer than the prompt.
+from crjax.sharding import DECODE_WEIGHTS, tree_shardings
 
 
 class Rollout(NamedTuple):
-  """B = Q x R completions of T tokens; row q * R + r is rollout r of q."""
+  """B = Q x R completions of T tokens; row q * R + r is rollout r of q.
 
-  tokens_BT: jax.Array  # int32, pad after the end token
-  logp_BT: jax.Array  # float32, of the distribution that was sampled from
-  mask_BT: jax.Array  # true up to and including the end token
-  stopped_B: jax.Array  # true where an end token was sampled, else truncated
+  On the host: tokens are handed out as they are sampled, see engine.py.
+  """
+
+  tokens_BT: np.ndarray  # int32, pad after the end token
+  logp_BT: np.ndarray  # float32, of the distribution that was sampled from
+  mask_BT: np.ndarray  # true up to and including the end token
+  stopped_B: np.ndarray  # true where an end token was sampled, else truncated
 
 
 def make_decode_copy(cfg, mesh, dtype):
@@ -43,108 +43,28 @@ def make_decode_copy(cfg, mesh, dtype):
   return jax.jit(unstack, out_shardings=shardings)
 
 
-def make(cfg, *, rollouts: int, steps: int, stop_ids, pad_id: int):
-  """A jitted sampler of up to `steps` tokens, `rollouts` a question.
+def greedy(cfg, params, tokens_BP, steps: int):
+  """tokens_BT, `steps` most likely ones behind prompts of one length.
 
-  Call it with (decode_params, tokens_QP, mask_QP, ids_Q, key, temperature,
-  top_p, top_k): left-padded prompts, ids that name the questions, a PRNG key,
-  and three scalars; temperature 0 is greedy, top_p 1 and top_k 0 are off.
+  Decoding at its plainest, for what checks a model: no end, no queue. `params`
+  is the decode copy.
   """
-  return jax.jit(
-    functools.partial(
-      sample,
-      cfg,
-      rollouts=rollouts,
-      steps=steps,
-      stop_ids=tuple(stop_ids),
-      pad_id=pad_id,
+  B, P = tokens_BP.shape
+  x_BPD, cache = model.prefill(cfg, params, tokens_BP)
+  best = lambda x_BD: jnp.argmax(model.logits(params, x_BD[:, None])[:, 0], -1)
+  seen_BS = jnp.ones((B, P), bool)
+
+  def step(state, i):
+    token_B, side = state
+    pos_B = jnp.full(B, P + i)
+    x_BD, side = model.step(
+      cfg, params, token_B, pos_B, cache, seen_BS, side, i
     )
-  )
+    return (best(x_BD), side), token_B
 
-
-def sample(
-  cfg,
-  params,
-  tokens_QP,
-  mask_QP,
-  ids_Q,
-  key,
-  temperature=1.0,
-  top_p=1.0,
-  top_k=0,
-  *,
-  rollouts,
-  steps,
-  stop_ids,
-  pad_id,
-):
-  """See `make`; `params` is the decode copy of `model.unstack`."""
-  Q, P = tokens_QP.shape
-  B = Q * rollouts
-  length = lambda i: P + min(steps, i)
-  x_QD, cache = prefill(cfg, params, tokens_QP, mask_QP, length(SEGMENT))
-  repeat = lambda x: shard_rows(jnp.repeat(x, rollouts, axis=0))
-  keys_B = row_keys(key, ids_Q, rollouts)
-  valid_BS = repeat(
-    jnp.pad(mask_QP, ((0, 0), (0, steps)), constant_values=True)
-  )
-  last_B = repeat(mask_QP.sum(1) - 1)
-
-  def step(state, S):
-    i = state['i']
-    logits_BV = model.logits(params, state['x_BD'][:, None])[:, 0]
-    noise_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
-    token_B, logp_B = draw(logits_BV, noise_keys_B, temperature, top_p, top_k)
-    live_B = ~state['stopped_B']
-    token_B = jnp.where(live_B, token_B, pad_id)
-    stop_B = jnp.isin(token_B, jnp.asarray(stop_ids, jnp.int32)) & live_B
-    x_BTD, cache = model.decode(
-      cfg,
-      params,
-      token_B[:, None],
-      (last_B + 1 + i)[:, None],
-      valid_BS[:, :S],
-      state['cache'],
-      P + i,
-    )
-    return {
-      'i': i + 1,
-      'x_BD': x_BTD[:, 0],
-      'cache': cache,
-      'tokens_BT': state['tokens_BT'].at[:, i].set(token_B),
-      'logp_BT': state['logp_BT'].at[:, i].set(live_B * logp_B),
-      'mask_BT': state['mask_BT'].at[:, i].set(live_B),
-      'stopped_B': state['stopped_B'] | stop_B,
-    }
-
-  state = {
-    'i': jnp.zeros((), jnp.int32),
-    'x_BD': repeat(x_QD),
-    'cache': jax.tree.map(repeat, cache),
-    'tokens_BT': jnp.full((B, steps), pad_id, jnp.int32),
-    'logp_BT': jnp.zeros((B, steps), jnp.float32),
-    'mask_BT': jnp.zeros((B, steps), bool),
-    'stopped_B': jnp.zeros((B,), bool),
-  }
-  for end in ends(steps):  # The cache doubles: no step reads all of its end.
-    S = length(end)
-    state['cache'] = jax.tree.map(lambda x: grow(x, S), state['cache'])
-    going = lambda s, end=end: (s['i'] < end) & ~s['stopped_B'].all()
-    state = jax.lax.while_loop(going, functools.partial(step, S=S), state)
-  # Whole on every device: the host reads a wave without waiting for the next.
-  whole = lambda x: shard(x, '-' * x.ndim)
-  return Rollout(*(whole(state[name]) for name in Rollout._fields))
-
-
-def prefill(cfg, params, tokens_QP, mask_QP, S: int):
-  """(hidden_QD of the last prompt token, cache of length S)."""
-  Q, P = tokens_QP.shape
-  valid_QS = jnp.pad(mask_QP, ((0, 0), (0, S - P)))
-  cache = model.new_cache(cfg, Q, S, params['embed_VD'].dtype)
-  x_QPD, cache = model.decode(
-    cfg, params, tokens_QP, model.positions(mask_QP), valid_QS, cache, 0
-  )
-  return x_QPD[:, -1], cache
+  side = model.new_cache(cfg, B, steps, cache[0][0].dtype)
+  start = best(x_BPD[:, -1]), side
+  return jax.lax.scan(step, start, jnp.arange(steps))[1].swapaxes(0, 1)
 
 
 def draw(logits_BV, keys_B, temperature, top_p=1.0, top_k=0, min_p=0.0):
@@ -259,28 +179,6 @@ def lowest(holds, z_BV):
   return jax.lax.fori_loop(0, 32, halve, (low_B1, ~low_B1))[0]
 
 
-def row_keys(key, ids_Q, rollouts: int):
-  """A key for each of B rows, from its question id and rollout id alone."""
-  fold = jax.vmap(jax.random.fold_in, (None, 0))
-  keys_Q = fold(key, ids_Q)
-  keys_QR = jax.vmap(fold, (0, None))(keys_Q, jnp.arange(rollouts))
-  return keys_QR.reshape(-1)
-
-
-def ends(steps: int):
-  """Segment, twice that, ... steps: where the cache grows."""
-  end = SEGMENT
-  while end < steps:
-    yield end
-    end *= 2
-  yield steps
-
-
-def grow(x_BKSH, S: int):
-  more = S - x_BKSH.shape[2]
-  return jnp.pad(x_BKSH, ((0, 0), (0, 0), (0, more), (0, 0)))
-
-
-def shard_rows(x):
-  """Splits rows over the data axes; the heads of a cache over `tensor`."""
-  return shard(x, 'BKSH' if x.ndim == 4 else 'B' + '-' * (x.ndim - 1))
+def row_key(key, question, rollout):
+  """The key of a completion; that of its token i is `fold_in(row_key, i)`."""
+  return jax.random.fold_in(jax.random.fold_in(key, question), rollout)

@@ -134,16 +134,24 @@ def make_collect(c, cfg, mesh, tok, pool, prompts, frozen):
     mesh,
     frozen=frozen,
     rollouts=c.rollouts,
+    length=c.prompt_length,
     steps=c.completion_length,
     stop_ids=tokenizer.stop_ids(tok),
-    pad_id=tok.pad_token_id,
     dtype=DTYPES[c.dtype],
     temperature=c.temperature,
-    waves=c.waves,
+    slots=c.slots,
+    chunk=c.chunk,
+  )
+  judge = grpo.make_judge(
+    tok,
+    pool,
+    rollouts=c.rollouts,
+    steps=c.completion_length,
+    pad_id=tok.pad_token_id,
   )
   return grpo.make_collect(
     rollout,
-    grpo.make_judge(tok, pool, rollouts=c.rollouts),
+    judge,
     groups=c.groups,
     rounds=c.rounds if c.dynamic else 1,
     observe=prompts.observe if c.pools else lambda *_: None,

@@ -53,16 +53,17 @@ def test_every_preset_fits_every_recipe(name, preset):
   c = load(name, preset)
   assert c.groups % c.minibatches == 0
   assert c.groups <= c.questions
-  assert c.questions % c.waves == 0
+  assert c.slots <= c.questions * c.rollouts
   assert c.row >= c.prompt_length + c.completion_length
   assert c.advantage in ADVANTAGES
   assert c.aggregation in AGGREGATIONS
   assert c.objective in OBJECTIVES
   assert c.correction in CORRECTIONS
   assert c.kl in KLS
-  if not name.endswith('smoke'):  # Every slice and every wave fills 8 devices.
+  # Every slice and all slots fill 8 devices.
+  if not name.endswith('smoke'):
     assert c.rows % 8 == 0
-    assert c.questions // c.waves % 8 == 0
+    assert c.slots % 8 == 0
 
 
 @pytest.mark.parametrize(

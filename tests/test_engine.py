@@ -1,6 +1,7 @@
 """The engine gives what decoding each request alone would give."""
 
 import collections
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crjax import engine, model, sampling
+from crjax import engine, model, sampling, tokenizer
 from crjax.engine import Knobs, Request
 from crjax.sharding import make_mesh, replicate
 
@@ -19,20 +20,23 @@ LENGTH = 40  # of a row, prompt included
 KNOBS = [Knobs(), Knobs(temperature=0.0), Knobs(0.7, 0.9, 12, 0.02)]
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(3, CFG.V, n).tolist() for n in (1, 11, 2, 9, 5, 3, 7)]
-REQUESTS = [
-  Request(
-    prompt,
+
+
+def request(question, rollout):
+  most = 3 + 5 * ((question + rollout) % 5)
+  return Request(
+    PROMPTS[question],
     question,
     rollout,
     KNOBS[rollout],
     least=question % 3,
-    most=1 if rollout == question == 2 else 3 + 5 * ((question + rollout) % 5),
-    # The last question ends at once, whatever is drawn.
+    most=1 if question == 3 else most,
+    # This one ends at once, whatever is drawn.
     stop_ids=range(3, 7) if question == 5 else (),
   )
-  for question, prompt in enumerate(PROMPTS)
-  for rollout in range(3)
-]
+
+
+REQUESTS = [request(q, r) for q in range(len(PROMPTS)) for r in range(3)]
 
 
 @functools.cache
@@ -135,3 +139,174 @@ def test_it_is_decoding_one_by_one(sizes):
   assert {finish for _, _, finish in want.values()} == {'stop', 'length'}
   assert min(len(tokens) for tokens, _, _ in want.values()) == 1
   assert_same(run(make(**sizes)), want)
+
+
+@pytest.mark.parametrize('seed', [1, 2, 3])
+def test_every_seed_draws_anew_and_alike_whatever_the_slots(seed):
+  few = run(make(slots=3), seed=seed)
+  many = run(make(slots=8, chunk=7, ahead=False), seed=seed)
+  assert_same(few, many)
+  assert any(few[name][0] != naive()[name][0] for name in few)
+
+
+def test_log_probs_are_the_trainers():
+  asked = [r._replace(knobs=Knobs(1.0), least=0) for r in REQUESTS]
+  score = jax.jit(
+    functools.partial(model.score, CFG, PARAMS, dtype=jnp.float32)
+  )
+  done = run(make(), asked)
+  for r in asked:
+    tokens, logp, _ = done[r.question, r.rollout]
+    row = [*r.tokens, *tokens]
+    row_BT = np.pad(row, (0, LENGTH - len(row)))[None]
+    want, _ = score(row_BT, np.arange(LENGTH)[None] < len(row))
+    want = want[0, len(r.tokens) - 1 : len(row) - 1]
+    np.testing.assert_allclose(logp, want, atol=1e-5)
+
+
+def test_new_values_compile_nothing():
+  made = make()
+  run(made)
+  before = engine.compiled(made[0])
+  for i, knobs in enumerate((Knobs(0.3, 0.5, 3, 0.1), Knobs(0.0), Knobs(2.0))):
+    asked = [
+      r._replace(knobs=knobs, most=3 + i, least=1, stop_ids=(i,))
+      for r in REQUESTS[i:]
+    ]
+    run(made, asked, seed=i)
+  assert engine.compiled(made[0]) == before
+
+
+def test_a_prompt_is_computed_once_for_its_neighbours():
+  tally = collections.Counter()
+  done = run(make(slots=3), tally=tally)
+  # One token alone is left to the first step.
+  assert tally['prefilled'] == sum(len(p) for p in PROMPTS if len(p) > 1)
+  assert tally['tokens'] == sum(len(tokens) for tokens, _, _ in done.values())
+  assert tally['requests'] == len(REQUESTS)
+  assert tally['tokens'] <= tally['slot_steps'] == 3 * tally['steps']
+
+
+def test_fewer_slots_and_columns_as_rows_end():
+  tally, asked = collections.Counter(), []
+  for i in range(8):  # One long row, seven short ones.
+    asked.append(Request(PROMPTS[3], 20, i, most=31 if i == 0 else 2))
+  made = make(slots=8, chunk=3, fewest=1, window=8)
+  run(made, [r._replace(least=r.most) for r in asked], tally=tally)
+  # Two chunks with eight slots before the host has seen the first.
+  assert tally['slot_steps'] <= 2 * 8 * 3 + 31
+
+
+def test_the_longest_go_first_and_groups_stay_together():
+  expected = {0: (3, 9), 1: (20, 1), 2: (5, 5)}
+  asked = [
+    Request([5], q, r, expected=n)
+    for q, lengths in expected.items()
+    for r, n in enumerate(lengths)
+  ]
+  order = [(r.question, r.rollout) for r in engine.longest_first(asked)]
+  assert order == [(1, 0), (1, 1), (0, 1), (0, 0), (2, 0), (2, 1)]
+
+
+def test_pieces_come_while_others_wait_and_name_their_request():
+  asked = [Request(PROMPTS[1], 30, r, most=14, tag=object()) for r in range(5)]
+  asked = [r._replace(least=14) for r in asked]
+  given = []
+
+  def source():
+    for r in asked:
+      given.append(r)
+      yield r
+      yield None  # Nothing more for now.
+
+  tags, most_given = [], 0
+  for piece in pieces(make(slots=3, chunk=7), source()):
+    tags.append(piece.request.tag)
+    assert len(piece.tokens) == 7
+    most_given = most_given or len(given)
+  assert most_given < len(asked)
+  assert collections.Counter(tags) == {r.tag: 2 for r in asked}
+
+
+def test_a_cancelled_request_ends_and_the_others_do_not():
+  gone = set()
+  asked = [Request(PROMPTS[1], 31, r, most=29, least=29) for r in range(6)]
+  want, got = run(make(), asked), {}
+  for request, tokens, _, finish in pieces(
+    make(), asked, cancelled=lambda r: r.rollout in gone
+  ):
+    got.setdefault(request.rollout, []).extend(tokens)
+    gone.add(1)
+    if finish:
+      assert finish == ('cancelled' if request.rollout == 1 else 'length')
+  for r, tokens in got.items():
+    whole = want[31, r][0]
+    assert tokens == (whole[: len(tokens)] if r == 1 else whole)
+  assert 0 < len(got[1]) < 29
+
+
+def test_a_text_may_end_a_completion_on_a_token(assets):
+  tok = tokenizer.load(assets / 'weights' / 'stories260k-qwen2')
+  ids = tok('Once upon a time, there was a girl. She', add_special_tokens=False)
+  ids = ids['input_ids']
+  for strings, want in (
+    (['there'], 'Once upon a time, there'),
+    (['no', 'a gi'], 'Once upon a time, there was a gi'),
+    (['nowhere'], None),
+  ):
+    ends = engine.stop_strings(tok, strings)
+    n = ends(ids)
+    if want is None:
+      assert n is None
+      continue
+    assert want in tok.decode(ids[:n]) and want not in tok.decode(ids[: n - 1])
+
+
+def test_what_ends_a_completion_is_cut_there():
+  def third(tokens):
+    return 3 if len(tokens) >= 3 else None
+
+  asked = [
+    Request(PROMPTS[1], 32, r, most=20, least=20, ends=third if r else None)
+    for r in range(4)
+  ]
+  want = run(make(), [r._replace(ends=None) for r in asked])
+  for (_, r), (tokens, logp, finish) in run(make(), asked).items():
+    n, end = (3, 'stop') if r else (20, 'length')
+    assert (tokens, finish) == (want[32, r][0][:n], end)
+    assert len(logp) == n
+
+
+def test_weights_stay_on_the_devices_and_are_not_copied():
+  made, params = make(shape=(2, 2, 2), slots=8)
+  with jax.transfer_guard('disallow'):
+    assert_same(run((made, params)), naive())
+  big = dataclasses.replace(CFG, D=256, F=1024, H=64)  # Weights, little else.
+  mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    params = jax.eval_shape(lambda: model.init(big, jax.random.key(0)))
+    copy = jax.eval_shape(lambda p: model.unstack(p, jnp.float32), params)
+    made = engine.make(big, mesh, slots=4, length=32, chunk=4)
+    cache, rows = jax.eval_shape(made.fresh, 4, 32, jnp.dtype('float32'))
+    keep_B = jax.ShapeDtypeStruct((4,), bool)
+    lowered = made.advance.lower(copy, cache, rows, keep_B)
+  memory = lowered.compile().memory_analysis()
+  size = lambda tree: sum(x.size * 4 for x in jax.tree.leaves(tree))
+  assert memory.temp_size_in_bytes < size(copy) / 10
+  assert memory.alias_size_in_bytes >= size(cache)  # Donated, not doubled.
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'tokens': []}, 'field "tokens" is empty'),
+    ({'tokens': [32]}, r'token 32 is outside the vocabulary, 0\.\.31'),
+    ({'most': 0}, 'least=0, most=0'),
+    ({'least': 9, 'most': 8}, 'least=9, most=8'),
+    ({'tokens': [3] * 39, 'most': 2}, 'exceed length=40'),
+    ({'stop_ids': range(5)}, 'more than 4 stop_ids'),
+  ],
+)
+def test_what_cannot_be_served_is_named(changes, message):
+  with pytest.raises(ValueError, match=f'question 7: .*{message}'):
+    run(make(), [Request([3], 7, most=4)._replace(**changes)])

@@ -13,7 +13,7 @@ import transformers
 
 from crjax import (
   checkpoint,
-  data,
+  engine,
   export,
   generate,
   hf,
@@ -68,21 +68,23 @@ def test_an_export_is_what_transformers_continues_greedily(run_dir, tmp_path):
   texts = [f'def f(x):\n    return x + {i}\n' * (1 + i % 3) for i in range(20)]
   ids = [theirs(text)['input_ids'] for text in texts]
   assert ids == [ours(text)['input_ids'] for text in texts]
-  sample = sampling.make(
-    cfg, rollouts=1, steps=12, stop_ids=tokenizer.stop_ids(ours), pad_id=0
+  mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+  made = engine.make(
+    cfg, mesh, slots=8, length=512, stop_ids=tokenizer.stop_ids(ours)
   )
-  prompts = data.left_pad(ids, max(map(len, ids)), 0)
-  rows = np.arange(20, dtype=np.int32)
-  rolled = sample(
-    model.unstack(params, jnp.float32), *prompts, rows, jax.random.key(0), 0.0
-  )
-  tokens_BT, mask_BT = jax.device_get((rolled.tokens_BT, rolled.mask_BT))
-  for i in rows:
+  knobs, found = engine.Knobs(temperature=0.0), {}
+  asked = [engine.Request(x, i, 0, knobs, most=12) for i, x in enumerate(ids)]
+  with jax.set_mesh(mesh):
+    copy = sampling.make_decode_copy(cfg, mesh, jnp.float32)(params)
+    pieces = engine.stream(made, copy, asked, key=jax.random.key(0))
+    for done in engine.completions(pieces):
+      found[done.request.question] = done.tokens
+  for i in range(20):
     with torch.no_grad():
       want = net.generate(
         torch.tensor([ids[i]]), do_sample=False, max_new_tokens=12
       )[0, len(ids[i]) :]
-    np.testing.assert_array_equal(tokens_BT[i][mask_BT[i]], want.numpy())
+    assert found[i] == want.tolist()
 
 
 def test_any_step_and_precision(run_dir, tmp_path):

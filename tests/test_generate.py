@@ -1,9 +1,12 @@
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from crjax import generate, hf, model, tokenizer
@@ -20,7 +23,7 @@ def small(tmp_path_factory):
   return path
 
 
-def command(model_dir, prompts, out, *flags, devices=1):
+def start(model_dir, prompts, out, *flags, devices=1):
   args = {
     'model': model_dir,
     'prompts': prompts,
@@ -31,7 +34,7 @@ def command(model_dir, prompts, out, *flags, devices=1):
   env = os.environ | {
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'
   }
-  return subprocess.run(
+  return subprocess.Popen(
     [
       sys.executable,
       '-m',
@@ -41,9 +44,16 @@ def command(model_dir, prompts, out, *flags, devices=1):
     ],
     cwd=ROOT,
     env=env,
-    capture_output=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
     text=True,
   )
+
+
+def command(*args, **kwargs):
+  with start(*args, **kwargs) as process:
+    out, err = process.communicate()
+  return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
 def write(path, *lines):
@@ -90,10 +100,70 @@ def test_lines_keep_their_order_whatever_their_lengths(small, tmp_path):
     devices=4,
   )
   assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-  assert read(tmp_path / 'a.jsonl') == read(tmp_path / 'b.jsonl')
-  lines = read(tmp_path / 'a.jsonl')
+  lines, others = read(tmp_path / 'a.jsonl'), read(tmp_path / 'b.jsonl')
+  for a, b in zip(lines, others, strict=True):
+    assert a.pop('logp') == pytest.approx(b.pop('logp'), abs=1e-5)
+    assert a == b
   assert [x['n'] for x in lines] == [70, 1, 5, 130, 2]
   assert all(len(x['ids']) == 5 and x['text'] is None for x in lines)
+
+
+def test_a_killed_command_goes_on_where_it_was(small, tmp_path):
+  path = write(
+    tmp_path / 'in.jsonl', *({'prompt_ids': [3, i % 64]} for i in range(300))
+  )
+  flags = '--max_new_tokens=40', '--temperature=1', '--batch=2'
+  out, partial = tmp_path / 'a.jsonl', tmp_path / 'a.jsonl.partial'
+  with start(small, path, out, *flags) as process:
+    while process.poll() is None:
+      if partial.exists() and partial.read_text().count('\n') > 9:
+        process.kill()
+      time.sleep(0.01)
+    process.communicate()
+  assert not out.exists()
+  kept = partial.read_text()
+  partial.write_text(kept + '{"line": 3, "id')  # A write that was cut off.
+  other = command(small, path, out, *flags, '--seed=1')
+  assert 'other settings or prompts; remove it' in other.stderr
+  again = command(small, path, out, *flags)
+  assert again.returncode == 0, again.stderr
+  assert not partial.exists()
+  whole = command(small, path, tmp_path / 'b.jsonl', *flags, '--batch=16')
+  assert whole.returncode == 0, whole.stderr
+  close = lambda line: line | {'logp': pytest.approx(line['logp'], abs=1e-4)}
+  lines = read(out)
+  assert lines == list(map(close, read(tmp_path / 'b.jsonl')))
+  first = json.loads(kept.split('\n')[1])
+  line = lines[first.pop('line')]
+  assert {name: line[name] for name in first} == first  # Not computed again.
+
+
+def test_messages_go_through_the_template_and_log_probs_are_scores(
+  smoke_data, tmp_path
+):
+  cfg = dataclasses.replace(CFG, V=512)
+  params = model.init(cfg, jax.random.key(0))
+  tokens = smoke_data / 'tokenizer'
+  hf.save(tmp_path / 'hf', cfg, jax.device_get(params), source_dir=tokens)
+  chat = [{'role': 'user', 'content': 'What is 1 + 1?'}]
+  path = write(tmp_path / 'in.jsonl', {'messages': chat}, {'prompt': 'f(x)'})
+  done = command(tmp_path / 'hf', path, tmp_path / 'out.jsonl')
+  assert done.returncode == 0, done.stderr
+  tok, (turn, raw) = tokenizer.load(tokens), read(tmp_path / 'out.jsonl')
+  assert turn['prompt_ids'] == tokenizer.encode_prompt(tok, chat)
+  assert raw['prompt_ids'] == tok('f(x)')['input_ids']
+  for line in (turn, raw):
+    assert line['text'] == tok.decode(line['ids'], skip_special_tokens=True)
+    row = jnp.array([line['prompt_ids'] + line['ids']])
+    logp_BT, _ = model.score(
+      cfg,
+      params,
+      row,
+      jnp.ones_like(row, bool),
+      start=len(line['prompt_ids']),
+      dtype=jnp.float32,
+    )
+    assert line['logp'] == pytest.approx(logp_BT[0].tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +177,7 @@ def test_lines_keep_their_order_whatever_their_lengths(small, tmp_path):
     ({'prompt_ids': [-1]}, r'token -1 is outside the vocabulary'),
     ({'text': 'a'}, 'line 1: needs a "prompt"'),
     ({'prompt': 'a'}, 'line 1: the model has no tokenizer'),
+    ({'messages': [{}]}, 'line 1: the model has no tokenizer'),
     ([1], 'line 1: needs a "prompt"'),
   ],
 )

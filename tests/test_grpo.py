@@ -28,7 +28,7 @@ def questions():
 class Setup:
   """A policy on a mesh with a sampler and an update around it."""
 
-  def __init__(self, mesh=(2, 2, 2), *, lr=1e-2, waves=1, temperature=1.0):
+  def __init__(self, mesh=(2, 2, 2), *, lr=1e-2, slots=16, temperature=1.0):
     self.mesh = make_mesh(mesh)
     rate = optim.schedule(lr, name='constant', warmup=0, steps=1)
     # Adam divides by the gradient's size, and so magnifies rounding near 0.
@@ -61,18 +61,21 @@ class Setup:
         self.mesh,
         frozen=None,
         rollouts=R,
+        length=P,
         steps=C,
         stop_ids=(STOP,),
-        pad_id=PAD,
         dtype=jnp.float32,
         temperature=temperature,
-        waves=waves,
+        slots=slots,
+        chunk=4,
       )
 
   def rollout(self, prompts):
+    rolled = grpo.no_rollout(Q * R, C, PAD)
     with jax.set_mesh(self.mesh):
-      waves = gather(self._rollout(self.state, prompts))
-    return type(waves[0])(*map(np.concatenate, zip(*waves, strict=True)))
+      for done in self._rollout(self.state, prompts):
+        grpo.write(rolled, done)
+    return rolled
 
   def update(self, batch):
     with jax.set_mesh(self.mesh):
@@ -124,12 +127,12 @@ def test_the_update_scores_tokens_as_the_sampler_did(temperature):
   assert metrics['corrected_away'] == 0
 
 
-def test_waves_and_meshes_sample_the_same_completions():
+def test_slots_and_meshes_sample_the_same_completions():
   asked = questions()
   want = Setup((1, 1, 8)[::-1]).rollout(asked)
   for got in (
     Setup((2, 2, 2)).rollout(asked),
-    Setup((2, 2, 2), waves=4).rollout(asked),
+    Setup((2, 2, 2), slots=8).rollout(asked),
   ):
     np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
     np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)

@@ -38,7 +38,7 @@ ROWS = [
     'aot',
   },
   {'model', 'optim', 'curriculum'},
-  {'hf', 'sampling', 'engine', 'checkpoint'},
+  {'hf', 'sampling', 'decoding', 'engine', 'checkpoint'},
   {'sft', 'grpo', 'policy', 'evaluate'},
   {'train', 'inputs', 'export', 'generate'},
   {'programs'},
@@ -49,8 +49,10 @@ ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 WITHIN = {
   ('evals', 'rewards'),
   ('data', 'examples'),
-  ('engine', 'sampling'),
+  ('decoding', 'sampling'),
+  ('engine', 'decoding'),
   ('train', 'inputs'),
+  ('generate', 'export'),
 }
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))

@@ -77,12 +77,8 @@ def test_merged_weights_and_the_decode_copy_compute_the_same(cfg):
   mesh = make_mesh((1, 4, 2))
   with jax.set_mesh(mesh):
     copy = sampling.make_decode_copy(cfg, mesh, jnp.float32)(trained, frozen)
-    cache = model.new_cache(BASE, 2, 11, jnp.float32)
-    valid_BS = np.ones((2, 11), bool)
-    pos_BT = np.broadcast_to(np.arange(11), (2, 11))
-    x_BTD, _ = jax.jit(model.decode, static_argnums=0)(
-      cfg.base, copy, tokens_BT, pos_BT, valid_BS, cache, 0
-    )
+    prefill = jax.jit(model.prefill, static_argnums=0)
+    x_BTD, _ = prefill(cfg.base, copy, tokens_BT)
     close(gather(jax.jit(model.logits)(copy, x_BTD)), want)
 
 

@@ -73,28 +73,36 @@ def test_no_token_sees_its_future(cfg):
 
 
 @BOTH
-def test_prefill_and_decode_equal_teacher_forcing(cfg):
+def test_prefill_and_steps_equal_teacher_forcing(cfg):
   params, tokens_BT = weights(cfg), tokens()
   B, T = tokens_BT.shape
+  want_BTV = logits(cfg, params, tokens_BT)
   decoding = model.unstack(params, jnp.float32)
-  decode = jax.jit(model.decode, static_argnums=0)
-  valid_BS = np.ones((B, T), bool)
-  cache = model.new_cache(cfg, B, T, jnp.float32)
-  pos_BT = np.broadcast_to(np.arange(T), (B, T))
-  seen, start = [], 0
-  for stop in (4, 5, 6, T):  # A prompt, two single tokens, a few at once.
-    x_BTD, cache = decode(
-      cfg,
-      decoding,
-      tokens_BT[:, start:stop],
-      pos_BT[:, start:stop],
-      valid_BS,
-      cache,
-      start,
-    )
-    seen.append(model.logits(decoding, x_BTD))
-    start = stop
-  close(np.concatenate(seen, 1), logits(cfg, params, tokens_BT))
+  step = jax.jit(model.step, static_argnums=0)
+  prompt_B = np.array([3, 1, 2])  # Ragged, padded behind.
+  x_BPD, cache = model.prefill(cfg, decoding, tokens_BT[:, :5])
+  last_BV = model.logits(decoding, x_BPD)[np.arange(B), prompt_B - 1]
+  close(last_BV, want_BTV[np.arange(B), prompt_B - 1])
+  pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, T - 5), (0, 0)))
+  cache, slot_B = jax.tree.map(pad, cache), prompt_B
+  for steps in (2, 1, 3):
+    side = model.new_cache(cfg, B, steps, jnp.float32)
+    seen_BS = np.arange(T) < slot_B[:, None]
+    for i in range(steps):
+      pos_B = slot_B + i
+      x_BD, side = step(
+        cfg,
+        decoding,
+        tokens_BT[np.arange(B), pos_B],
+        pos_B,
+        cache,
+        seen_BS,
+        side,
+        i,
+      )
+      got_BV = model.logits(decoding, x_BD[:, None])[:, 0]
+      close(got_BV, want_BTV[np.arange(B), pos_B])
+    cache, slot_B = model.settle(cache, side, slot_B), slot_B + steps
 
 
 @BOTH

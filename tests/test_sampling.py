@@ -1,150 +1,26 @@
-import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
+import torch
+import transformers
 
 from crjax import model, sampling
-from crjax.sharding import gather, make_mesh, put
 
 RNG = np.random.default_rng(0)
-CFG = model.Config(V=32, L=2, D=16, F=24, N=4, K=2, H=8, tied=True)
-PARAMS = jax.jit(model.init, static_argnums=0)(CFG, jax.random.key(0))
-DECODING = jax.jit(model.unstack, static_argnums=1)(PARAMS, jnp.float32)
-Q, R, P, C = 4, 3, 6, 11
-STOP, PAD = (1, 2), 0
-
-
-def prompts(width=P):
-  length_Q1 = np.array([[2], [6], [4], [3]])
-  mask_QP = np.arange(width) >= width - length_Q1
-  tokens_QP = np.full((Q, width), PAD, np.int32)
-  for row, n in zip(tokens_QP, length_Q1[:, 0], strict=True):
-    row[width - n :] = np.arange(3, 3 + n)
-  return tokens_QP, mask_QP, np.arange(10, 10 + Q, dtype=np.int32)
-
-
-@functools.cache
-def make(segment, **knobs):
-  """The sampler compiled while SEGMENT is `segment`."""
-  fixed = {'rollouts': R, 'steps': C, 'stop_ids': STOP, 'pad_id': PAD}
-  return sampling.make(CFG, **fixed | knobs)
-
-
-def sample(rows=None, *, temperature=1.0, top_p=1.0, top_k=0, key=0, **knobs):
-  rolled = make(sampling.SEGMENT, **knobs)(
-    DECODING,
-    *(rows or prompts()),
-    jax.random.key(key),
-    temperature,
-    top_p,
-    top_k,
-  )
-  return jax.device_get(rolled)
-
-
-score = jax.jit(
-  model.score, static_argnums=0, static_argnames=('start', 'dtype')
-)
-
-
-def scores(rolled, rows, temperature=1.0):
-  """The trainer's log-probs of what was sampled."""
-  tokens_QP, mask_QP, _ = rows
-  repeat = lambda x: np.repeat(x, R, axis=0)
-  logp_BC, _ = score(
-    CFG,
-    PARAMS,
-    np.hstack([repeat(tokens_QP), rolled.tokens_BT]),
-    np.hstack([repeat(mask_QP), rolled.mask_BT]),
-    start=tokens_QP.shape[1],
-    temperature=temperature,
-    dtype=jnp.float32,
-  )
-  return np.where(rolled.mask_BT, logp_BC, 0)
-
-
-@pytest.mark.parametrize('temperature', [1.0, 0.5, 2.0])
-def test_log_probs_are_the_trainers(temperature):
-  rolled = sample(temperature=temperature)
-  want = scores(rolled, prompts(), temperature)
-  np.testing.assert_allclose(rolled.logp_BT, want, atol=2e-5)
-
-
-def test_a_completion_ends_with_its_end_token():
-  rolled = sample(stop_ids=tuple(range(1, 9)))  # Likely to stop early.
-  length_B = rolled.mask_BT.sum(1)
-  assert rolled.stopped_B.any()
-  for row, mask, n, stopped in zip(
-    rolled.tokens_BT,
-    rolled.mask_BT,
-    length_B,
-    rolled.stopped_B,
-    strict=True,
-  ):
-    assert mask[:n].all() and not mask[n:].any()
-    assert (row[n:] == PAD).all()
-    assert not np.isin(row[: n - 1], np.arange(1, 9)).any()
-    assert stopped == (1 <= row[n - 1] < 9)
-
-
-def test_greedy_is_repeated_argmax():
-  tokens_QP, mask_QP, _ = rows = prompts()
-  rolled = sample(rows, temperature=0.0, rollouts=1, stop_ids=())
-  row, valid = (np.pad(x, ((0, 0), (0, C))) for x in (tokens_QP, mask_QP))
-
-  @jax.jit
-  def best(row, valid):
-    x = model.forward(CFG, PARAMS, row, valid, dtype=jnp.float32)
-    return model.logits(PARAMS, x).argmax(-1)
-
-  for i in range(P, P + C):
-    row[:, i], valid[:, i] = best(row, valid)[:, i - 1], True
-  np.testing.assert_array_equal(rolled.tokens_BT, row[:, P:])
-
-
-def test_new_knobs_compile_nothing():
-  sampler = sampling.make(CFG, rollouts=R, steps=C, stop_ids=STOP, pad_id=PAD)
-  for knobs in ((1.0, 1.0, 0), (0.0, 1.0, 0), (0.7, 0.9, 5), (1.0, 0.5, 0)):
-    sampler(DECODING, *prompts(), jax.random.key(0), *knobs)
-  assert sampler._cache_size() == 1
-
-
-def test_noise_belongs_to_question_rollout_and_position_alone():
-  want = sample()
-  order = np.array([2, 0, 3, 1])
-  shuffled = sample(tuple(x[order] for x in prompts()))
-  wider = sample(prompts(width=P + 5))
-  more = sample(rollouts=R + 1)
-  rows_QR = lambda rolled, r: rolled.tokens_BT.reshape(Q, r, C)
-  np.testing.assert_array_equal(rows_QR(shuffled, R), rows_QR(want, R)[order])
-  np.testing.assert_array_equal(wider.tokens_BT, want.tokens_BT)
-  np.testing.assert_array_equal(rows_QR(more, R + 1)[:, :R], rows_QR(want, R))
-  assert (sample(key=1).tokens_BT != want.tokens_BT).any()
-
-
-@pytest.mark.parametrize('mesh', [(4, 1, 2), (1, 2, 4)[::-1], (2, 2, 2)])
-def test_every_mesh_samples_the_same(mesh):
-  want = sample()
-  mesh = make_mesh(mesh)
-  with jax.set_mesh(mesh):
-    params = sampling.make_decode_copy(CFG, mesh, jnp.float32)(PARAMS)
-    sampler = make(sampling.SEGMENT)
-    got = gather(
-      sampler(params, *put(mesh, prompts()), jax.random.key(0), 1.0, 1.0, 0)
-    )
-  np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
-  np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=2e-5)
-
-
-def test_a_growing_cache_changes_nothing(monkeypatch):
-  want = sample()
-  monkeypatch.setattr(sampling, 'SEGMENT', 2)
-  assert list(sampling.ends(C)) == [2, 4, 8, C]
-  got = sample()
-  np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
-  np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=2e-5)
+# Temperature, top-p, top-k, min-p.
+KNOBS = [
+  (1.0, 1.0, 0, 0.0),
+  (0.6, 1.0, 0, 0.0),
+  (1.3, 0.8, 0, 0.0),
+  (0.8, 0.9, 7, 0.02),
+  (1.0, 1.0, 1, 0.0),
+  (1.0, 1.0, 0, 0.2),
+]
+draw = jax.jit(sampling.draw)
 
 
 def nucleus(z_V, top_p, top_k):
@@ -168,20 +44,81 @@ def test_truncation_keeps_the_nucleus(top_p, top_k):
     assert set(np.nonzero(kept_V)[0].tolist()) == want
 
 
-def test_truncated_log_probs_are_renormalized():
-  rolled = sample(top_k=3, temperature=0.8)
-  full = scores(rolled, prompts(), 0.8)
-  assert (rolled.logp_BT >= full - 2e-5).all()
-  assert (rolled.logp_BT > full + 1e-3).any()
-  assert (sample(top_k=1).logp_BT == 0).all()
+@pytest.mark.parametrize('knobs', KNOBS, ids=str)
+def test_log_probs_are_those_of_what_was_sampled_from(knobs):
+  """Temperature, then top-k, top-p and min-p, as Transformers has them."""
+  z_BV = RNG.normal(size=(200, 24)).astype(np.float32) * 3
+  temperature, top_p, top_k, min_p = knobs
+  scores = torch.tensor(z_BV)
+  for warp in (
+    transformers.TemperatureLogitsWarper(temperature),
+    *([transformers.TopKLogitsWarper(top_k)] if top_k else []),
+    *([transformers.TopPLogitsWarper(top_p)] if top_p < 1 else []),
+    *([transformers.MinPLogitsWarper(min_p)] if min_p else []),
+  ):
+    scores = warp(None, scores)
+  want_BV = torch.log_softmax(scores, -1).numpy()
+  keys_B = jax.random.split(jax.random.key(0), len(z_BV))
+  token_B, logp_B = draw(z_BV, keys_B, *knobs)
+  np.testing.assert_allclose(
+    logp_B, want_BV[np.arange(len(z_BV)), token_B], atol=1e-5
+  )
 
 
-def test_draws_follow_the_distribution():
-  z_V = jnp.asarray(RNG.normal(size=12), jnp.float32)
+def test_every_row_has_its_own_knobs():
+  z_BV = RNG.normal(size=(len(KNOBS), 24)).astype(np.float32)
+  keys_B = jax.random.split(jax.random.key(3), len(KNOBS))
+  together = draw(z_BV, keys_B, *map(np.array, zip(*KNOBS, strict=True)))
+  for i, knobs in enumerate(KNOBS):
+    one = draw(z_BV[i : i + 1], keys_B[i : i + 1], *knobs)
+    assert one[0][0] == together[0][i]
+    np.testing.assert_allclose(one[1][0], together[1][i], atol=1e-6)
+
+
+def test_greedy_is_the_first_of_the_largest():
+  z_BV = RNG.integers(0, 3, (64, 24)).astype(np.float32)  # Many are equal.
+  keys_B = jax.random.split(jax.random.key(0), 64)
+  token_B, logp_B = draw(z_BV, keys_B, 0.0)
+  np.testing.assert_array_equal(token_B, z_BV.argmax(1))
+  want_BV = jax.nn.log_softmax(z_BV)
+  np.testing.assert_allclose(logp_B, np.max(want_BV, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize('V', [12, 13, 64])
+@pytest.mark.parametrize('knobs', [KNOBS[0], KNOBS[3]], ids=str)
+def test_draws_follow_the_distribution(V, knobs):
+  z_V = RNG.normal(size=V).astype(np.float32)
   B = 20_000
   keys_B = jax.random.split(jax.random.key(0), B)
-  token_B, _ = sampling.draw(jnp.tile(z_V, (B, 1)), keys_B, 1.0, 1.0, 0)
-  want_V = np.asarray(jax.nn.softmax(z_V)) * B
-  seen_V = np.bincount(token_B, minlength=12)
-  chi2 = ((seen_V - want_V) ** 2 / want_V).sum()
-  assert chi2 < 31.3  # 0.1 % quantile of chi-square with 11 degrees.
+  token_B, logp_B = draw(np.tile(z_V, (B, 1)), keys_B, *knobs)
+  seen_V = np.bincount(token_B, minlength=V)
+  some = np.flatnonzero(seen_V)
+  want_V = B * np.exp([logp_B[np.flatnonzero(token_B == v)[0]] for v in some])
+  assert want_V.sum() > 0.999 * B  # All that can be drawn was.
+  chi2 = ((seen_V[some] - want_V) ** 2 / want_V).sum()
+  assert chi2 < scipy.stats.chi2.ppf(0.999, len(some) - 1)
+
+
+def test_noise_grows_with_the_root_of_the_vocabulary():
+  """Two stages of Gumbel noise: R + C numbers a token, not R x C."""
+  _, R, C = jax.eval_shape(sampling.table, jnp.zeros((1, 151_936))).shape
+  assert (R, C) == (64, 2374)
+  shapes = jax.make_jaxpr(sampling.draw)(
+    jnp.zeros((2, 151_936)), jax.random.split(jax.random.key(0), 2), 1.0
+  )
+  drawn = re.findall(r'u32\[([\d,]+)\] = random_bits', str(shapes))
+  assert drawn == ['2,2438']
+
+
+def test_plain_greedy_is_repeated_argmax():
+  cfg = model.Config(V=32, L=2, D=16, F=24, N=4, K=2, H=8, tied=True)
+  params = model.init(cfg, jax.random.key(0))
+  row_BT = RNG.integers(0, 32, (3, 5)).astype(np.int32)
+  copy = model.unstack(params, jnp.float32)
+  got_BT = jax.jit(sampling.greedy, static_argnums=(0, 3))(cfg, copy, row_BT, 6)
+  for i in range(6):
+    valid_BT = np.ones_like(row_BT, bool)
+    x = model.forward(cfg, params, row_BT, valid_BT, dtype=jnp.float32)
+    best_B = np.argmax(model.logits(params, x)[:, -1], -1)
+    np.testing.assert_array_equal(got_BT[:, i], best_B)
+    row_BT = np.column_stack([row_BT, best_B]).astype(np.int32)
