@@ -65,10 +65,10 @@ def crjax(work, args):
   import jax
   import jax.numpy as jnp
 
-  from crjax import engine, hf, sampling
+  from crjax import decoding, engine, hf, sampling
   from crjax.sharding import make_mesh
 
-  drawn = engine.draw
+  drawn = decoding.draw
 
   def until(params, x_BD, rows):
     # `least` forbids the end token before its time; from then on it is forced.
@@ -77,7 +77,7 @@ def crjax(work, args):
       rows['count'] < rows['least'], token_B, work['eos']
     ), logp_B
 
-  engine.draw = until
+  decoding.draw = until
   mesh = make_mesh((1, 1, 1))
   found = hf.inspect(args.work / 'model')
   params = hf.load(found, mesh)

@@ -37,7 +37,9 @@ def compile_for(name, mesh_shape, slots, args) -> dict:
   target = topology.open(name)
   mesh, n = make_mesh(mesh_shape, target.devices), len(target.devices)
   length, dtype = PROMPT + LONGEST, jnp.bfloat16
-  functions = programs.of_rollout(cfg, mesh, slots, length, PROMPT, dtype)
+  functions = programs.of_rollout(
+    cfg, mesh, slots=slots, length=length, prompt=PROMPT, dtype=dtype
+  )
   if not args.prefill:
     functions.pop('prefill')
   weights, cache = map(aot.held, functions['decode'][1:3])

@@ -21,7 +21,7 @@ from crjax.sharding import make_mesh
 GIB = 1 << 30
 
 
-def plan(c, name: str, *, slots: int):
+def plan(c, name: str):
   """(topology, Config, bytes held throughout, programs) of a run.
 
   Raises aot.TooLarge where a compiler refuses.
@@ -40,7 +40,7 @@ def plan(c, name: str, *, slots: int):
   held['optimizer'] = aot.held(state) - held['parameters']
   held['frozen'] = aot.held(frozen)
   kind = {'sft': programs.of_sft, 'grpo': programs.of_grpo}[c.task]
-  todo = kind(c, cfg, mesh, optimizer, rate, state, frozen, slots)
+  todo = kind(c, cfg, mesh, optimizer, rate, state, frozen)
   with jax.set_mesh(mesh):
     done = {k: aot.compile(k, f, *args) for k, (f, *args) in todo.items()}
   return target, cfg, held, done
@@ -59,7 +59,7 @@ def needs(program, held) -> int:
   return program.memory['peak'] + beside
 
 
-def judge(c, target, cfg, held, compiled, slots) -> dict:
+def judge(c, target, cfg, held, compiled) -> dict:
   """Memory, time and pace of a run as numbers."""
   n, capacity = len(target.devices), target.chip.memory
   timed = {k: aot.times(p, target.chip, n) for k, p in compiled.items()}
@@ -69,7 +69,7 @@ def judge(c, target, cfg, held, compiled, slots) -> dict:
     'devices': n,
     'chip': target.chip._asdict(),
     'mesh': list(c.mesh),
-    'slots': slots,
+    'slots': c.get('slots', 0),
     'fits': max(need.values()) <= capacity,
     'capacity': capacity,
     'held': held,
@@ -81,15 +81,14 @@ def judge(c, target, cfg, held, compiled, slots) -> dict:
     },
   }
   pace = {'sft': sft_pace, 'grpo': grpo_pace}[c.task]
-  report |= pace(c, cfg, timed, slots)
+  report |= pace(c, cfg, timed)
   ideal = timed['update']['roofline'] * n * target.chip.flops
   report['mfu'] = report.pop('update_flops') / ideal
   return report | {'suggestions': suggest(c, report)}
 
 
-def sft_pace(c, cfg, timed, slots):
+def sft_pace(c, cfg, timed):
   """Seconds a step, tokens a second with padding: both [best, usual]."""
-  del slots
   tokens = c.batch * c.length
   step = [timed['update'][k] for k in ('least', 'usual')]
   return {
@@ -99,7 +98,7 @@ def sft_pace(c, cfg, timed, slots):
   }
 
 
-def grpo_pace(c, cfg, timed, slots):
+def grpo_pace(c, cfg, timed):
   """The same of a GRPO step whose completions are all half as long as allowed.
 
   An update of such rows costs about that share of the longest.
@@ -113,7 +112,7 @@ def grpo_pace(c, cfg, timed, slots):
     c.groups * c.rollouts * whole * roofline.train_flops(cfg, whole)
   )
   for k in ('least', 'usual'):
-    steps = max(tokens / slots, c.completion_length)
+    steps = max(tokens / c.slots, c.completion_length)
     rollout = timed['decode'][k] * steps + timed['decode copy'][k]
     rollout += timed['prefill'][k] * c.questions / programs.PROMPTS
     found['rollout_seconds'].append(rollout)
@@ -140,7 +139,7 @@ def suggest(c, report):
     found += update_suggestions(c, report, mesh)
   if 'decode' in over or 'prefill' in over:
     found.append(
-      f'halve the slots: --slots={report["slots"] // 2}, or split the decode '
+      f'halve the slots: --config.slots={c.slots // 2}, or split the decode '
       f'copy further: --config.mesh=({mesh["data"]}, {mesh["fsdp"]}, '
       f'{2 * mesh["tensor"]})'
     )
@@ -256,14 +255,13 @@ def main(_):
   c = f.config
   topology.prepare(f.topology)
   rows = f.rows or count_rows(c)
-  slots = f.slots or c.get('slots', 64)
   try:
-    target, cfg, held, compiled = plan(c, f.topology, slots=slots)
+    target, cfg, held, compiled = plan(c, f.topology)
   except (ValueError, ImportError) as error:
     raise SystemExit(f'No plan: {error}') from error
   except aot.TooLarge as error:
     raise SystemExit(f'DOES NOT FIT: {error}') from error
-  report = judge(c, target, cfg, held, compiled, slots)
+  report = judge(c, target, cfg, held, compiled)
   report['hours'] = hours(c, report, rows)
   if f.price and report['hours']:
     price = f.price * report['devices']
@@ -281,7 +279,6 @@ def define_flags():
   flags.DEFINE_bool('json', False, 'All numbers, as JSON.')
   flags.DEFINE_integer('rows', 0, 'Rows of the data, where it is not here.')
   flags.DEFINE_float('price', 0.0, 'Of one device for an hour.')
-  flags.DEFINE_integer('slots', 0, 'Rows sampled at a time.')
 
 
 if __name__ == '__main__':

@@ -22,9 +22,8 @@ def shape(c):
   return inputs.with_adapters(c, cfg)
 
 
-def of_sft(c, cfg, mesh, optimizer, rate, state, frozen, slots=0):
+def of_sft(c, cfg, mesh, optimizer, rate, state, frozen):
   """{name: (jitted function, its arguments)}: the one step of SFT."""
-  del slots  # Nothing is sampled.
   one = jax.ShapeDtypeStruct((c.batch, c.length), np.int32)
   batch = aot.rows(data.Examples(*[one] * len(data.Examples._fields)), mesh)
 
@@ -36,7 +35,7 @@ def of_sft(c, cfg, mesh, optimizer, rate, state, frozen, slots=0):
   return {'update': (step, state, frozen, batch)}
 
 
-def of_grpo(c, cfg, mesh, optimizer, rate, state, frozen, slots):
+def of_grpo(c, cfg, mesh, optimizer, rate, state, frozen):
   """The same of GRPO: decode copy, prefill, a step of decoding, update."""
   dtype = inputs.DTYPES[c.dtype]
   copy = sampling.make_decode_copy(cfg, mesh, dtype)
@@ -52,11 +51,21 @@ def of_grpo(c, cfg, mesh, optimizer, rate, state, frozen, slots):
     return update(state, batch)
 
   todo = {'decode copy': (copy, state['params'], frozen)}
-  todo |= of_rollout(cfg, mesh, slots, length, c.prompt_length, dtype)
+  todo |= of_rollout(
+    cfg,
+    mesh,
+    slots=c.slots,
+    length=length,
+    prompt=c.prompt_length,
+    chunk=c.chunk,
+    dtype=dtype,
+  )
   return todo | {'update': (step, state, frozen, reference, batch)}
 
 
-def of_rollout(cfg, mesh, slots: int, length: int, prompt: int, dtype):
+def of_rollout(
+  cfg, mesh, *, slots: int, length: int, prompt: int, chunk: int = 16, dtype
+):
   """{name: (jitted function of the engine, the arguments that it gets)}.
 
   The prefill of PROMPTS prompts of `prompt` tokens, and steps of `slots` rows
@@ -65,7 +74,9 @@ def of_rollout(cfg, mesh, slots: int, length: int, prompt: int, dtype):
   unstack = lambda params: model.unstack(params, dtype)
   shapes = jax.eval_shape(unstack, hf.abstract(cfg.base))
   weights = aot.placed(shapes, mesh, DECODE_WEIGHTS, strict=False)
-  made = engine.make(cfg, mesh, slots=slots, length=length, prompts=PROMPTS)
+  made = engine.make(
+    cfg, mesh, slots=slots, length=length, chunk=chunk, prompts=PROMPTS
+  )
   cache, rows = jax.eval_shape(lambda: made.fresh(slots, length, dtype))
   cache = jax.tree.map(lambda x: aot.laid(x, 'BKSH', mesh), cache)
   keep_B = jax.ShapeDtypeStruct((slots,), np.bool_)

@@ -50,9 +50,9 @@ def planned(task):
   """(config, report) of a tiny run on eight CPU devices."""
   c = tiny(f'{task}_smoke')
   if task == 'grpo':
-    c.questions, c.groups, c.rollouts = 8, 8, 2
-  target, cfg, held, compiled = plan.plan(c, 'cpu8', slots=8)
-  return c, plan.judge(c, target, cfg, held, compiled, 8)
+    c.questions, c.groups, c.rollouts, c.slots = 8, 8, 2, 8
+  target, cfg, held, compiled = plan.plan(c, 'cpu8')
+  return c, plan.judge(c, target, cfg, held, compiled)
 
 
 def test_flops_of_a_trained_token_are_three_times_those_of_a_forward():
@@ -171,7 +171,7 @@ def test_what_does_not_fit_gets_suggestions_that_name_options():
   c, report = planned('grpo')
   small = dict(report, capacity=min(report['held'].values()))
   text = ' '.join(plan.suggest(c, small))
-  for option in ('--config.lora.rank', '--config.mesh', '--slots=4'):
+  for option in ('--config.lora.rank', '--config.mesh', '--config.slots=4'):
     assert option in text
   assert plan.suggest(c, report) == []
 
@@ -247,7 +247,9 @@ def test_tpu_and_gpu_programs_compile_without_the_device(name):
   optimizer, rate = train.make_optimizer(c, updates=10)
   _, state = train.abstract_state(c, cfg, optimizer, mesh)
   todo = programs.of_sft(c, cfg, mesh, optimizer, rate, state, None)
-  todo |= programs.of_rollout(cfg, mesh, 64, 4096, 256, jnp.bfloat16)
+  todo |= programs.of_rollout(
+    cfg, mesh, slots=64, length=4096, prompt=256, dtype=jnp.bfloat16
+  )
   with jax.set_mesh(mesh):
     update, decode = (
       aot.compile(k, todo[k][0], *todo[k][1:]) for k in ('update', 'decode')
