@@ -122,11 +122,11 @@ def continuous(work, machine, slots: int, chunk=16, window=128) -> Outcome:
     asked |= {i: 0 for i, _ in taken}
     if left:
       fewer = min(engine.doubled(len(left), 1), slots)
-      most = max(asked[i] for i in left) + chunk
-      wide = engine.bucket(work.prompt + min(most, work.longest), window)
+      most = work.prompt + min(max(asked.values()), work.longest)
+      wide = engine.bucket(most + chunk, window)
       if fewer != rows or not columns // 2 < wide <= columns:
         seconds += copy_seconds(work, machine, max(fewer, rows), wide)
-        rows, columns = fewer, min(wide, work.prompt + work.longest)
+        rows, columns = fewer, wide
     busy = any(asked[i] < work.longest for i in left)
     if busy:
       n = min(chunk, max(left.values()))

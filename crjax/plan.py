@@ -133,7 +133,8 @@ def suggest(c, report):
   if held > 0.7 * report['capacity']:
     found.append(
       f'parameters and optimizer fill {held / GIB:.1f} GiB of a device: more '
-      'devices, or adapters: --config.lora.rank=16'
+      'devices, a first moment in bfloat16 (config.moments), or adapters: '
+      '--config.lora.rank=16'
     )
   if 'update' in over:
     found += update_suggestions(c, report, mesh)
@@ -151,18 +152,18 @@ def update_suggestions(c, report, mesh):
   found = []
   if c.remat != 'full':
     found.append('compute activations again: --config.remat=full')
-  rows = c.batch if c.task == 'sft' else c.groups * c.rollouts
-  ways = report['devices'] // mesh['tensor'] if mesh['tensor'] > 0 else 1
-  if rows % (2 * c.micro) == 0 and rows // (2 * c.micro) >= ways:
-    found.append(
-      f'half as many rows at a time: --config.micro={2 * c.micro} (the result '
-      'is the same)'
-    )
+  ways = report['devices'] // max(mesh['tensor'], 1)
+  if c.task == 'sft':
+    now, less = c.batch // c.micro, f'micro={2 * c.micro}'
+  else:
+    now, less = c.rows, f'rows={c.rows // 2}'
+  if now // 2 >= ways:
+    found.append(f'half as many rows at a time, --config.{less}: same result')
   else:
     found.append(
-      'a slice has one row a device already: split rows over fewer devices, '
-      f'--config.mesh=({mesh["data"]}, {mesh["fsdp"]}, {2 * mesh["tensor"]}), '
-      'or take more devices'
+      f'a slice of {now} rows has no more to give to {ways} ways: split the '
+      f'matrices instead, --config.mesh=({mesh["data"]}, {mesh["fsdp"]}, '
+      f'{2 * mesh["tensor"]}), or take more devices'
     )
   return found
 

@@ -69,7 +69,7 @@ def of_rollout(
   """{name: (jitted function of the engine, the arguments that it gets)}.
 
   The prefill of PROMPTS prompts of `prompt` tokens, and steps of `slots` rows
-  whose caches have the full `length`.
+  whose caches have the columns that the full `length` needs.
   """
   unstack = lambda params: model.unstack(params, dtype)
   shapes = jax.eval_shape(unstack, hf.abstract(cfg.base))
@@ -77,7 +77,8 @@ def of_rollout(
   made = engine.make(
     cfg, mesh, slots=slots, length=length, chunk=chunk, prompts=PROMPTS
   )
-  cache, rows = jax.eval_shape(lambda: made.fresh(slots, length, dtype))
+  columns = engine.bucket(length + chunk, made.window)
+  cache, rows = jax.eval_shape(lambda: made.fresh(slots, columns, dtype))
   cache = jax.tree.map(lambda x: aot.laid(x, 'BKSH', mesh), cache)
   keep_B = jax.ShapeDtypeStruct((slots,), np.bool_)
   prompts = jax.ShapeDtypeStruct((PROMPTS, prompt), np.int32)
