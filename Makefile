@@ -16,8 +16,11 @@ smoke: $(VENV)/run.stamp
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 -m "not slow and not accelerator"
 
+## The slow tests too, and a plan of every config; plans need the compilers
+## that README.md names, and leave out what is not installed.
 test-all: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 -m "not accelerator"
+	$(BIN)/python launch/plans.py --out=docs/plans.md
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ no KL.
 from ml_collections import ConfigDict
 
 from configs.grpo_presets import choose
+from configs.shapes import qwen2_5
 
 
 def get_config(preset='crjax'):
@@ -25,6 +26,8 @@ def get_config(preset='crjax'):
   c.tokenizer = ''  # Empty: that of the model.
   c.thinking = False  # Qwen3: reasoning stands in our tags, not in <think>.
   c.model = 'runs/sft_7b/export'
+  c.shape = qwen2_5('7B')  # For `crjax.plan`; checked against the model.
+  c.topologies = {'h200x8': {}, 'v5p:2x2x2': {}}
   c.how = {
     'model': 'python -m crjax.train --config=configs/sft_7b.py && '
     'python -m crjax.export --workdir=runs/sft_7b --out=runs/sft_7b/export',

@@ -10,6 +10,8 @@ Recipe: AdamW 1e-5, cosine, 10 % warm-up, 2 epochs, rows of up to 4,096 tokens.
 
 from ml_collections import ConfigDict
 
+from configs.shapes import qwen2_5
+
 
 def get_config():
   c = ConfigDict()
@@ -21,7 +23,8 @@ def get_config():
   c.tokenizer = ''  # Empty: that of the model.
   c.thinking = False  # Qwen3: reasoning stands in our tags, not in <think>.
   c.model = 'Qwen/Qwen2.5-7B-Instruct'  # Or a directory, or gs://...
-  c.shape = {}
+  c.shape = qwen2_5('7B')  # For `crjax.plan`; checked against the model.
+  c.topologies = {'h200x8': {}, 'v6e:4x4': {'micro': 4}}
   c.how = {
     'model': 'hf download Qwen/Qwen2.5-7B-Instruct   (15 GB)',
     'tokenizer': '',

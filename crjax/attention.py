@@ -123,12 +123,16 @@ def attend_parts(q_BTNH, parts, mask_BTS):
   B, _, N, H = q_BTNH.shape
   K = parts[0][0].shape[1]
   q_BKGH = q_BTNH.reshape(B, K, N // K, H)
-  scores = [
-    jnp.einsum(
-      'BKGH,BKSH->BKGS', q_BKGH, k_BKSH, preferred_element_type=jnp.float32
+  scores = []
+  for k_BKSH, _ in parts:
+    scores.append(
+      jnp.einsum(
+        'BKGH,BKSH->BKGS', q_BKGH, k_BKSH, preferred_element_type=jnp.float32
+      )
     )
-    for k_BKSH, _ in parts
-  ]
+    # XLA:GPU merges products that share an operand, and would copy all keys
+    # next to each other for it, at every step. It does not see that these do.
+    q_BKGH = jax.lax.optimization_barrier(q_BKGH)
   a_BKGS = jnp.concatenate(scores, axis=-1) * H**-0.5
   p_BKGS = jax.nn.softmax(jnp.where(mask_BTS[:, None], a_BKGS, MASKED), axis=-1)
   y_BKGH, start = 0, 0

@@ -28,6 +28,7 @@ MAY_CHANGE = {
   'keep',
   'samples_every',
   'watchdog',
+  'topologies',
   'how',
 }
 
@@ -42,6 +43,7 @@ def open_inputs(c):
   try:
     found = find_inputs(c)
     cfg = found.cfg if found else model.Config(**c.shape)
+    check_shape(c, cfg)
     tok = tokenizer.load(c.tokenizer or found.place.path)
     rows = f'vocab_size of {c.model}' if found else 'config.shape.V'
     tokenizer.check(tok, cfg.V, rows)
@@ -52,6 +54,17 @@ def open_inputs(c):
   if not found:
     return tok, cfg, functools.partial(random_params, cfg, c.seed)
   return tok, adapted, functools.partial(load_weights, found)
+
+
+def check_shape(c, cfg):
+  """Raises ValueError where config.shape is not that of the checkpoint."""
+  said = dict(c.get('shape') or {})
+  found = {name: getattr(cfg, name) for name in said}
+  if found != said:
+    raise ValueError(
+      f'config.shape is {said}, {c.model} has {found}; correct it or leave it '
+      'empty'
+    )
 
 
 def find_inputs(c):

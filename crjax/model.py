@@ -10,7 +10,7 @@ layers are stacked on a leading axis, and these pure functions:
   fused_loss  a loss of them, whose gradient is made on the way
   unstack     the decode copy: a list of layers, matrices in the compute dtype
   prefill     the same block over that copy, unrolled, which keeps a cache
-  step        one token a row, over a cache that is read and one that is written
+  step        one token a row, over a cache that is read, one that is written
 """
 
 from collections.abc import Callable

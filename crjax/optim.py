@@ -205,7 +205,12 @@ def accumulate(loss, params, batch, micro: int, used=None):
   parts = slices(batch, micro)
   shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  add = lambda total, part: jax.tree.map(jnp.add, total, grad(params, part))
+
+  def add(total, part):
+    # Without the barrier XLA:TPU, libtpu 0.0.42, tries to move the sum over
+    # devices out of the loop, which keeps whole gradients, and fails in it.
+    new = jax.lax.optimization_barrier(grad(params, part))
+    return jax.tree.map(jnp.add, total, new)
 
   def one(total, part):
     if used is None:

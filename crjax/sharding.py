@@ -143,10 +143,13 @@ def put(mesh: Mesh, tree):
   """The named host-to-device crossing: numpy leaves -> arrays split over B.
 
   Every process holds the whole host batch and contributes its own slices. The
-  leading axis is the batch; a leaf that it does not divide is replicated.
+  leading axis is the batch; a leaf that it does not divide is replicated. What
+  is on the devices already stays as it is.
   """
 
   def one(x):
+    if isinstance(x, jax.Array):
+      return x
     x = np.asarray(x)
     ways = _ways(mesh.shape, ACTIVATIONS['B'])
     rows = x.ndim and x.shape[0] % ways == 0

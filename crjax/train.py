@@ -58,18 +58,8 @@ def train_sft(c):
     checkpoint.open_manager(c.workdir, keep=c.keep) as m,
     cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
-    update = sft.make_update(
-      cfg,
-      optimizer,
-      rate,
-      frozen=load_frozen(c, cfg, load, mesh),
-      micro=c.micro,
-      dtype=DTYPES[c.dtype],
-      remat=c.remat,
-      chunk=c.chunk,
-      ema=c.ema,
-      offload=c.offload,
-    )
+    frozen = load_frozen(c, cfg, load, mesh)
+    update = sft_update(c, cfg, optimizer, rate, frozen=frozen)
     state = start(c, m, mesh, cfg, load, optimizer, batches)
     with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
       run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
@@ -100,15 +90,14 @@ def train_grpo(c):
     frozen = load_frozen(c, cfg, load, mesh)
     # The reference is the model that the run started from, resumed or not.
     reference = first_params(c, cfg, load, mesh) if c.kl_coef else None
-    score = policy.make_score(
-      cfg, temperature=c.temperature, dtype=DTYPES[c.dtype], remat=c.remat
-    )
+    score = policy_score(c, cfg)
     collect = make_collect(c, cfg, mesh, tok, pool, prompts, frozen)
     update = make_policy_update(
       c, mesh, score, optimizer, rate, frozen, reference
     )
-    scalars = ('entropy_coef',) if c.entropy_target else ()
-    state = start(c, manager, mesh, cfg, load, optimizer, prompts, scalars)
+    state = start(
+      c, manager, mesh, cfg, load, optimizer, prompts, state_scalars(c)
+    )
     with (
       open_log(c, state, c.steps, watch.alarms) as log,
       jax.transfer_guard('disallow'),
@@ -221,6 +210,13 @@ def make_batching(c, **changes):
   return functools.partial(grpo.make_batch, **choices | changes)
 
 
+def policy_score(c, cfg):
+  """See `policy.make_score`."""
+  return policy.make_score(
+    cfg, temperature=c.temperature, dtype=DTYPES[c.dtype], remat=c.remat
+  )
+
+
 def make_policy_update(c, mesh, score, optimizer, rate, frozen, reference):
   """See `policy.make_update`."""
   loss = functools.partial(
@@ -252,6 +248,11 @@ def kl_in_loss(c) -> float:
   return c.kl_coef if c.kl_in == 'loss' else 0.0
 
 
+def state_scalars(c):
+  """What the state of a GRPO run holds beside that of an SFT run."""
+  return ('entropy_coef',) if c.entropy_target else ()
+
+
 def old_logp(c) -> str:
   """What the ratio of a GRPO update is taken to, a key of `policy.OLD`."""
   if c.bypass:
@@ -261,6 +262,22 @@ def old_logp(c) -> str:
 
 MASTERS = {'float32': False, 'split': True}
 TASKS = {'sft': train_sft, 'grpo': train_grpo}
+
+
+def sft_update(c, cfg, optimizer, rate, *, frozen):
+  """The step of an SFT run; what `plan` compiles, too."""
+  return sft.make_update(
+    cfg,
+    optimizer,
+    rate,
+    frozen=frozen,
+    micro=c.micro,
+    dtype=DTYPES[c.dtype],
+    remat=c.remat,
+    chunk=c.chunk,
+    ema=c.ema,
+    offload=c.offload,
+  )
 
 
 def make_optimizer(c, *, updates: int):
@@ -282,11 +299,10 @@ def make_optimizer(c, *, updates: int):
   return optimizer, rate
 
 
-def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
-  """The state to train from: the newest checkpoint, else a fresh start.
+def abstract_state(c, cfg, optimizer, mesh, scalars=()):
+  """(params -> state, shapes and shardings of that state).
 
-  Also moves `batches` to the position that belongs to the state. `scalars`: see
-  `optim.init_state`.
+  `scalars`: see `optim.init_state`.
   """
   make = functools.partial(
     optim.init_state,
@@ -297,21 +313,28 @@ def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
     scalars=scalars,
   )
   whole = hf.abstract(cfg)
-  abstract = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
-  shardings = tree_shardings(abstract, mesh)
+  shapes = jax.eval_shape(make, lora.split(whole)[1] if cfg.lora else whole)
+  shardings = tree_shardings(shapes, mesh)
   if c.get('offload'):
-    shardings |= {'opt': on_host(abstract['opt'], shardings['opt'])}
-  found = checkpoint.restore(
-    manager,
-    jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      shardings,
-    ),
+    shardings |= {'opt': on_host(shapes['opt'], shardings['opt'])}
+  return make, jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings,
   )
+
+
+def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
+  """The state to train from: the newest checkpoint, else a fresh start.
+
+  Also moves `batches` to the position that belongs to the state.
+  """
+  make, abstract = abstract_state(c, cfg, optimizer, mesh, scalars)
+  found = checkpoint.restore(manager, abstract)
   if found is None:
     params = first_params(c, cfg, load, mesh)
     print(f'{c.task}: {model.count(params):,} trained parameters, a fresh run')
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(make, out_shardings=shardings)(params)
   state, position = found
   batches.set_state(position)

@@ -6,14 +6,17 @@ import jax.numpy as jnp
 import pytest
 
 from configs.grpo_presets import PRESETS
-from crjax import hf, model, optim
+from crjax import hf, inputs, model, optim
 from crjax.advantages import ADVANTAGES
 from crjax.branches import AGGREGATIONS
 from crjax.objectives import CORRECTIONS, KLS, OBJECTIVES
 from crjax.sharding import DECODE_WEIGHTS, make_mesh, tree_shardings
 
 ROOT = pathlib.Path(__file__).parents[1]
-TRAINING = ['sft_smoke', 'grpo_smoke', 'sft_7b', 'grpo_7b']
+SIZES = ['1_5b', '7b', '14b', 'qwen3_8b']
+TRAINING = [
+  f'{task}_{size}' for task in ('sft', 'grpo') for size in ('smoke', *SIZES)
+]
 
 
 def load(name, *args):
@@ -27,7 +30,7 @@ def load(name, *args):
 RUNS = [
   path
   for path in sorted((ROOT / 'configs').glob('*.py'))
-  if 'presets' not in path.name
+  if path.stem not in ('grpo_presets', 'shapes')
 ]
 
 
@@ -58,9 +61,30 @@ def test_every_preset_fits_every_recipe(name, preset):
   assert c.correction in CORRECTIONS
   assert c.kl in KLS
   assert c.kl_in in ('loss', 'reward')
-  if name.endswith('7b'):  # Every slice and all slots fill 8 devices.
+  # Every slice and all slots fill 8 devices.
+  if not name.endswith('smoke'):
     assert c.rows % 8 == 0
     assert c.slots % 8 == 0
+
+
+@pytest.mark.parametrize(
+  'size, model_dir',
+  [
+    ('1_5b', 'Qwen2.5-1.5B-Instruct'),
+    ('7b', 'Qwen2.5-7B-Instruct'),
+    ('14b', 'Qwen2.5-14B-Instruct'),
+    ('qwen3_8b', 'Qwen3-8B'),
+  ],
+)
+def test_a_shape_is_that_of_the_checkpoint_it_names(size, model_dir, assets):
+  found = hf.read_config(assets / 'configs' / model_dir / 'config.json')
+  for task in ('sft', 'grpo'):
+    c = load(f'{task}_{size}')
+    inputs.check_shape(c, found)
+    assert c.workdir.endswith(f'{task}_{size}')
+    c.shape.L += 1
+    with pytest.raises(ValueError, match=r'config\.shape'):
+      inputs.check_shape(c, found)
 
 
 def test_an_unknown_preset_is_named():

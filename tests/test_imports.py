@@ -21,6 +21,9 @@ ROWS = [
     'lora',
     'int8',
     'branches',
+    'topology',
+    'hlo',
+    'roofline',
   },
   {
     'attention',
@@ -33,11 +36,14 @@ ROWS = [
     'evals',
     'api',
     'objectives',
+    'aot',
   },
   {'model', 'optim', 'curriculum', 'watch'},
   {'hf', 'sampling', 'decoding', 'engine', 'checkpoint', 'cluster'},
   {'sft', 'grpo', 'policy', 'evaluate'},
   {'train', 'inputs', 'export', 'generate', 'serve', 'report'},
+  {'programs'},
+  {'plan'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 # Neighbours in a row that may meet, as DESIGN allows.
