@@ -23,17 +23,7 @@ from crjax.sharding import gather, sum_over_processes
 
 
 def run(
-  state,
-  prompts,
-  *,
-  collect,
-  advantage,
-  batch,
-  update,
-  log,
-  due,
-  save,
-  steps: int,
+  state, prompts, *, collect, advantage, batch, update, log, due, save, steps
 ):
   """Trains to `steps` from wherever `state` and `prompts` stand.
 
