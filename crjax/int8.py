@@ -24,7 +24,7 @@ def _quantize(weights):
   out = {}
   for name, w in weights.items():
     stem, _, axes = name.rpartition('_')
-    if stem not in READ:
+    if stem not in READ or not axes.isupper():  # A bias, a norm.
       out[name] = w
       continue
     read = READ[stem]

@@ -301,16 +301,21 @@ def test_weights_are_not_copied():
   assert memory.alias_size_in_bytes >= size(cache)  # Donated, not doubled.
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def all_logits(cfg, params, tokens_BT):
+  x_BTD, _ = model.prefill(cfg, params, tokens_BT)
+  return model.logits(params, x_BTD)
+
+
 def test_int8_weights_are_half_as_large_and_nearly_as_good():
   cfg = dataclasses.replace(CFG, V=512, D=64, F=128, N=4, H=16, qk_norm=True)
-  params = model.init(cfg, jax.random.key(1))
+  params = jax.jit(model.init, static_argnums=0)(cfg, jax.random.key(1))
   tokens_BT = RNG.integers(0, 512, (8, 24))
   size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree['layers']))
   copies, logits = {}, {}
   for dtype in (jnp.float32, jnp.bfloat16, jnp.int8):
-    copies[dtype] = model.unstack(params, dtype)
-    x_BTD, _ = model.prefill(cfg, copies[dtype], tokens_BT)
-    logits[dtype] = np.asarray(model.logits(copies[dtype], x_BTD))
+    copies[dtype] = jax.jit(model.unstack, static_argnums=1)(params, dtype)
+    logits[dtype] = np.asarray(all_logits(cfg, copies[dtype], tokens_BT))
   assert size(copies[jnp.int8]) < 0.55 * size(copies[jnp.bfloat16])
   q, scale = (copies[jnp.int8]['layers'][0]['attn'][n] for n in OF_Q)
   w = copies[jnp.float32]['layers'][0]['attn']['q_DNH']

@@ -20,7 +20,7 @@ KNOBS = [
   (1.0, 1.0, 1, 0.0),
   (1.0, 1.0, 0, 0.2),
 ]
-draw = jax.jit(sampling.draw)
+draw, floor = jax.jit(sampling.draw), jax.jit(sampling.floor)
 
 
 def nucleus(z_V, top_p, top_k):
@@ -38,7 +38,7 @@ def nucleus(z_V, top_p, top_k):
 @pytest.mark.parametrize('top_k', [0, 1, 5, 100])
 def test_truncation_keeps_the_nucleus(top_p, top_k):
   z_BV = RNG.normal(size=(6, 20)).astype(np.float32) * 2
-  kept_BV = z_BV >= sampling.floor(z_BV, top_p, top_k)
+  kept_BV = z_BV >= floor(z_BV, top_p, top_k)
   for z_V, kept_V in zip(z_BV, kept_BV, strict=True):
     want = nucleus(z_V, top_p, top_k)
     assert set(np.nonzero(kept_V)[0].tolist()) == want
@@ -112,13 +112,18 @@ def test_noise_grows_with_the_root_of_the_vocabulary():
 
 def test_plain_greedy_is_repeated_argmax():
   cfg = model.Config(V=32, L=2, D=16, F=24, N=4, K=2, H=8, tied=True)
-  params = model.init(cfg, jax.random.key(0))
-  row_BT = RNG.integers(0, 32, (3, 5)).astype(np.int32)
-  copy = model.unstack(params, jnp.float32)
-  got_BT = jax.jit(sampling.greedy, static_argnums=(0, 3))(cfg, copy, row_BT, 6)
-  for i in range(6):
-    valid_BT = np.ones_like(row_BT, bool)
-    x = model.forward(cfg, params, row_BT, valid_BT, dtype=jnp.float32)
-    best_B = np.argmax(model.logits(params, x)[:, -1], -1)
-    np.testing.assert_array_equal(got_BT[:, i], best_B)
-    row_BT = np.column_stack([row_BT, best_B]).astype(np.int32)
+  params = jax.jit(model.init, static_argnums=0)(cfg, jax.random.key(0))
+  row_BT = RNG.integers(0, 32, (3, 11)).astype(np.int32)
+  copy = jax.jit(model.unstack, static_argnums=1)(params, jnp.float32)
+  greedy = jax.jit(sampling.greedy, static_argnums=(0, 3))
+  got_BT = greedy(cfg, copy, row_BT[:, :5], 6)
+
+  @jax.jit
+  def best(row_BT):
+    valid_BT = jnp.ones_like(row_BT, bool)
+    x_BTD = model.forward(cfg, params, row_BT, valid_BT, dtype=jnp.float32)
+    return jnp.argmax(model.logits(params, x_BTD), -1)
+
+  for i in range(5, 11):
+    row_BT[:, i] = best(row_BT)[:, i - 1]
+  np.testing.assert_array_equal(got_BT, row_BT[:, 5:])
