@@ -6,7 +6,8 @@ Compiles the engine's own step of decoding (and, with `--prefill`, its prefill)
 for one H200, v5e-16, v5p-8 and v6e-8: prompts of 512 tokens, completions of up
 to 2,048, all slots as long, bfloat16, nothing else on the devices. Prints the
 memory that the compiler needs, how many slots would fit, and what a step takes
-at the sheet's rates. Compiling for a TPU takes minutes; topology.py says what it needs.
+at the sheet's rates. Compiling for a TPU takes minutes; topology.py says what
+it needs.
 """
 
 import argparse

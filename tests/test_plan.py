@@ -204,7 +204,7 @@ def test_the_command_prints_a_table_and_json(tmp_path):
     'from configs.sft_smoke import get_config as base\n'
     'def get_config():\n'
     f'  c = base(); c.shape = {SHAPE}; c.mesh = (1, 4, 2)\n'
-    "  c.model = ''; return c\n"
+    "  c.model, c.epochs = '', 1.6; return c\n"
   )
   command = [
     sys.executable,
