@@ -84,12 +84,11 @@ def table(rows, split, settings) -> list[dict]:
   return found
 
 
-def train_tokenizer(rows, vocab_size, directory):
+def train_tokenizer(rows, settings, directory):
   """A small one of the texts of the SFT split, where the config asks for it."""
-  if vocab_size:
-    turns = [
-      turn for row in table(rows, 'sft_train') for turn in row['messages']
-    ]
+  if vocab_size := settings['vocab_size']:
+    found = table(rows, 'sft_train', settings)
+    turns = [turn for row in found for turn in row['messages']]
     texts = [turn['content'] for turn in turns]
     tokenizer.train(texts, directory / TOKENIZER, vocab_size=vocab_size)
 
@@ -109,7 +108,7 @@ def write(out, rows, settings, summary, examples):
       table(rows, split, settings), features=features(split, settings)
     )
     made.to_parquet(temporary / f'{split}.parquet')
-  train_tokenizer(rows, settings['vocab_size'], temporary)
+  train_tokenizer(rows, settings, temporary)
   summary = summary | card.balance(rows, settings, temporary)
   text = card.text(rows, settings, summary, examples)
   (temporary / 'README.md').write_text(text)
