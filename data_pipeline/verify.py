@@ -45,13 +45,21 @@ class Report:
 
 
 def check(directory, workers, min_level) -> Report:
-  """Reads all splits of a dataset and compares them with new runs."""
+  """Reads all splits of a dataset and compares them with new runs.
+
+  Raises FileNotFoundError where there are none.
+  """
   import datasets
 
   report = Report()
+  files = {s: directory / f'{s}.parquet' for s in select.SPLITS}
+  files = {split: path for split, path in files.items() if path.exists()}
+  if not files:
+    raise FileNotFoundError(
+      f'{directory} has none of {select.SPLITS}; give a dataset of the factory'
+    )
   with Pool(workers, min_level=min_level) as pool:
-    for split in select.SPLITS:
-      path = directory / f'{split}.parquet'
+    for split, path in files.items():
       rows = datasets.Dataset.from_parquet(str(path)).to_list()
       for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]

@@ -43,7 +43,7 @@ def told(pool):
     for p in found
     for a in p['cases'][0]['asks']
   ]
-  return factory.make_part(want, pool, 4_000)
+  return factory.make_part(want, pool, filters()['chains'])
 
 
 @pytest.fixture(scope='module')

@@ -191,7 +191,9 @@ def every_question(programs):
         {'split': 'dev', 'asked': a, 'program': program, 'case': case}
         for a in case['asks']
       ]
-      rows = factory.make_part(want, some[0], 4_000)  # Raises if one is wrong.
+      rows = factory.make_part(
+        want, some[0], filters()['chains']
+      )  # Raises if one is wrong.
       kinds.update(row['kind'] for row in rows)
   for pool in some:
     pool.close()
