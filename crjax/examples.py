@@ -224,6 +224,8 @@ def _broken_line(path) -> str:
   kinds = {}
   with open(path, encoding='utf-8', errors='replace') as lines:
     for n, line in enumerate(lines, 1):
+      if not line.strip():
+        continue
       try:
         row = json.loads(line)
       except ValueError as error:

@@ -156,7 +156,7 @@ def shard_of(text, stage) -> tuple[int, int]:
   if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
     sys.exit(f'--shard={text}: give i/n with 0 <= i < n, such as 0/8')
   if int(n) > 1 and stage == 'all':
-    sys.exit(f'--shard={text} needs a --stage: cases, then rows')
+    sys.exit(f'--shard={text} needs a --stage: cases, rows or chains')
   return int(i), int(n)
 
 

@@ -138,7 +138,7 @@ def test_moments_may_be_kept_in_bfloat16():
 @pytest.mark.parametrize('name', optim.OPTIMIZERS)
 def test_every_optimizer_shards_over_a_mesh(name):
   """At a size at which Adafactor keeps rows and columns alone."""
-  cfg = model.Config(V=256, L=2, D=128, F=256, N=4, K=2, H=32)
+  cfg = model.Config(V=256, L=2, D=128, F=256, N=2, K=2, H=128)
   optimizer = optim.make(
     name, 1e-2, betas=(0.9, 0.95), weight_decay=0.1, max_norm=1.0
   )

@@ -15,6 +15,7 @@ from data_pipeline import (
   literal,
   propose,
   synth,
+  words,
 )
 from data_pipeline.cases import Dropped
 from tests.conftest import ROOT
@@ -201,7 +202,7 @@ def every_question(programs):
 
 
 def test_what_is_asked_for_is_balanced_and_says_it():
-  count = 3 * len(synth.LEVELS) * 10
+  count = 3 * len(words.ALL.levels) * 10
   for i in range(count):
     level, target, arity = synth.aim(i)
     text = propose.messages('s', i)[1]['content']

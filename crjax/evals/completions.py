@@ -79,8 +79,17 @@ def self_test(benchmark, tasks, pools):
     for task in tasks
   ]
   found = check_all(cases, pool=pools[1], two_phase=True)
+  odd = [  # Arguments that are functions: only their scorer runs such calls.
+    task
+    for task, verdict in zip(tasks, found, strict=True)
+    if verdict.kind == 'bad_answer'
+  ]
+  calls = [f'{t["entry"]}({t["args"]})' for t in odd]
+  as_inputs = [task | {'kind': 'input'} for task in odd]
+  right = official.judge(benchmark, as_inputs, calls, pools[1])
+  called = {t['id'] for t, ok in zip(odd, right, strict=True) if ok}
   for task, verdict in zip(tasks, found, strict=True):
-    if verdict.kind != 'pass':
+    if verdict.kind != 'pass' and task['id'] not in called:
       why = f'the call: {verdict.kind} {verdict.detail}'
       wrong.setdefault(task['id'], why)
   if wrong:
