@@ -23,7 +23,7 @@ def get_config():
   c.tokenizer = ''  # Empty: that of the model.
   c.thinking = False  # Qwen3: reasoning stands in our tags, not in <think>.
   c.model = 'Qwen/Qwen2.5-7B-Instruct'  # Or a directory, or gs://...
-  c.shape = qwen2_5('7B')  # For `crjax.plan`; checked against the model.
+  c.shape = qwen2_5('7B')  # For `crjax.plan` alone: the model knows its own.
   c.topologies = {'h200x8': {}, 'v6e:4x4': {'micro': 4}}
   c.how = {
     'model': 'hf download Qwen/Qwen2.5-7B-Instruct   (15 GB)',
