@@ -121,7 +121,10 @@ class Reader:
       if told is None:
         continue
       if cursor.is_header(i) and cursor.entered != i:
+        line = cursor.frame.visits[i].line
         i = cursor.round(-1)  # No round begins: the loop ends here.
+        if cursor.frame.visits[i].line != line:
+          raise Wrong('another loop comes next')
         self.enter(cursor, i)
       self.parts(cursor.at, i + 1)
       cursor.leave_out(i)
@@ -179,7 +182,7 @@ class Reader:
     elif told == 'nothing changes':
       if visit.before != visit.after:
         raise Wrong('something changes')
-    elif self.whole(told, visit, visit.after):
+    elif self.whole(told, visit, visit.after, narrate.targets(node)):
       raise Wrong('more than claims')
 
   def compare(self, told, state) -> tuple[dict, str]:
@@ -188,11 +191,14 @@ class Reader:
     self.values += len(found)
     return found, rest
 
-  def whole(self, told, visit, after) -> str:
-    """Claims that name all that changed, if anything did; what follows them."""
+  def whole(self, told, visit, after, bound=()) -> str:
+    """Claims that name all that changed, and no more; what follows them.
+
+    Where nothing did, they may be about what the line has `bound` again.
+    """
     found, rest = self.compare(told, after)
-    changed = frames.changes(visit.before, after)
-    if changed and found != changed:
+    changed = frames.changes(visit.before, after) or {}
+    if found != changed and (changed or not found.keys() <= set(bound)):
       raise Wrong(f'what changed is {changed}')
     return rest
 

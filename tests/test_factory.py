@@ -283,7 +283,7 @@ def test_every_row_is_verified(built, smoke_data):
       ),
     )
     assert found['rows'] == found['answers'] == size
-    assert found['values'] > 3 * found['chains'] > 0
+    assert found['values'] > 2 * found['chains'] > 0
 
 
 def numbered(line, rng):
