@@ -97,7 +97,8 @@ def test_letters_of_the_question_are_no_other_language():
 
 
 def test_chains_of_traces_pass_and_their_repetitions_do_not(told, rows):
-  assert len(rows) > 0.95 * len(told) > 60
+  # Loops in loops do say again what they said; a teacher's are dropped too.
+  assert len(rows) > 0.9 * len(told) > 60
   for row in rows:
     head, inside, tail = row['completion'].partition('\n</reasoning>')
     reasoning = head.partition('\n')[2]
