@@ -112,13 +112,13 @@ def execute(kept, some_pools):
     for args in given
   ]
   first, *others = some_pools
-  traced = first.run(jobs)
+  traced = tried(first, jobs)
   again = [
     job._replace(trace=False)
     for job, result in zip(jobs, traced, strict=True)
     if result.verdict == 'ok'
   ]
-  seeds = [dict(zip(again, p.run(again), strict=True)) for p in others]
+  seeds = [dict(zip(again, tried(p, again), strict=True)) for p in others]
   results = iter(zip(jobs, traced, strict=True))
   for _, given in kept:
     rows = []
@@ -126,6 +126,19 @@ def execute(kept, some_pools):
       plain = job._replace(trace=False)
       rows.append((result, [seed[plain] for seed in seeds if plain in seed]))
     yield rows
+
+
+def tried(pool, jobs) -> list:
+  """Results; what crashed or took too long is run once more.
+
+  On a busy machine that can be said of any program, and every build must say
+  the same.
+  """
+  results = list(pool.run(jobs))
+  odd = [i for i, r in enumerate(results) if r.verdict in ('crash', 'timeout')]
+  for i, result in zip(odd, pool.run([jobs[i] for i in odd]), strict=True):
+    results[i] = result
+  return results
 
 
 def judged(program, given, results, settings, benchmarks, found) -> list[dict]:
