@@ -109,9 +109,8 @@ def finish(smoke_data, workdir, processes, steps):
   return outputs, params
 
 
-@pytest.mark.parametrize(
-  'processes', [1, pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [1, 2])
 def test_sigterm_saves_and_the_run_resumes(smoke_data, tmp_path, processes):
   with Job(smoke_data, tmp_path / 'a', processes) as job:
     job.wait_for(3)

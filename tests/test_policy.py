@@ -194,7 +194,14 @@ def wanted():
 
 
 @pytest.mark.parametrize(
-  'mesh', [(1, 1, 1), (2, 1, 1), (8, 1, 1), (1, 8, 1), (1, 4, 2)]
+  'mesh',
+  [
+    (1, 1, 1),
+    (8, 1, 1),
+    (1, 4, 2),
+    pytest.param((2, 1, 1), marks=pytest.mark.slow),
+    pytest.param((1, 8, 1), marks=pytest.mark.slow),
+  ],
 )
 def test_an_update_does_not_depend_on_the_devices(mesh):
   other = Setup(mesh, kl_coef=0.1)

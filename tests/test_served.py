@@ -279,6 +279,7 @@ def wait_for(condition, process):
     time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_our_own_sampler_is_asked_and_turned_down(tmp_path):
   """A random model through `crjax.serve`: nothing it says is taken."""
   out, rl = tmp_path / 'own', {'sft_train': 6, 'rl_train': 3}
