@@ -8,7 +8,6 @@ ends on SIGTERM when the requests that it has are answered.
 
 import json
 import os
-import pathlib
 import signal
 import socket
 import sys
@@ -16,14 +15,12 @@ import threading
 
 from absl import app, flags, logging
 import jax
-import jax.numpy as jnp
 import uvicorn
 
-from crjax import api, engine, export, generate, hf, sampling, tokenizer
+from crjax import api, engine, generate, tokenizer
 from crjax.sharding import make_mesh
 
 FLAGS = flags.FLAGS
-DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 BACKLOG = 2048  # connections that may wait to be accepted
 
 
@@ -59,22 +56,12 @@ def sample(desk, made, params, on_end):
 
 
 def load(name, mesh, dtype):
-  """(Config, decode copy, tokenizer, end tokens) of what --model names.
-
-  Of a run directory, the newest checkpoint.
-  """
+  """(Config, decode copy, tokenizer, end tokens) of what --model names."""
   with jax.set_mesh(mesh):
-    if (pathlib.Path(name) / 'checkpoints').is_dir():
-      path = pathlib.Path(name) / 'source'
-      _, cfg, params = export.restore(pathlib.Path(name), None, mesh)
-    else:
-      found = hf.inspect(name)
-      cfg, path = found.cfg, found.place.path
-      params = hf.load(found, mesh, dtype=dtype)
+    cfg, path, read = generate.find(name, mesh, dtype)
     tok = tokenizer.load(path)
     tokenizer.check(tok, cfg.V, f'vocab_size of {name}')
-    decoding = sampling.make_decode_copy(cfg, mesh, dtype)(params)
-  return cfg, decoding, tok, generate.end_ids(path)
+    return cfg, read(), tok, generate.end_ids(path)
 
 
 def read_key(variable: str | None) -> str | None:
@@ -107,7 +94,7 @@ def run(f):
     raise ValueError('serve runs in one process; start one on each machine')
   key, listening = read_key(f.api_key_env), bind(f.host, f.port)
   mesh = make_mesh(tuple(map(int, f.mesh)))
-  cfg, params, tok, stop_ids = load(f.model, mesh, DTYPES[f.dtype])
+  cfg, params, tok, stop_ids = load(f.model, mesh, generate.DTYPES[f.dtype])
   made = engine.make(
     cfg,
     mesh,
@@ -179,7 +166,9 @@ def define_flags():
   flags.DEFINE_string(
     'api_key_env', None, 'The environment variable with the key to ask for.'
   )
-  flags.DEFINE_enum('dtype', 'bfloat16', sorted(DTYPES), 'Compute in it.')
+  flags.DEFINE_enum(
+    'dtype', 'bfloat16', sorted(generate.DTYPES), 'Compute in it.'
+  )
   flags.DEFINE_list('mesh', ['-1', '1', '1'], 'data,fsdp,tensor; -1: the rest.')
 
 

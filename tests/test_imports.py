@@ -56,7 +56,6 @@ WITHIN = {
   ('train', 'inputs'),
   ('generate', 'export'),
   ('serve', 'generate'),
-  ('serve', 'export'),
 }
 FILES = sorted((ROOT / 'crjax').rglob('*.py'))
 PIPELINE = sorted((ROOT / 'data_pipeline').rglob('*.py'))

@@ -172,8 +172,9 @@ def closing(response, done):
 
 
 async def body(request) -> bytes:
-  """The body; one that is too long is read to its end, so that the client
-  reads the answer, and is not kept."""
+  """The body. A client reads no answer while it sends: one that is too long is
+  read to its end, too, and not kept.
+  """
   parts, size = [], 0
   try:
     async with asyncio.timeout(BODY_S):
