@@ -111,8 +111,41 @@ def read_bytes(path) -> bytes:
     return file.read()
 
 
+def walk(path) -> dict[str, int]:
+  """{file: size} of all that is in a directory, by their paths in it."""
+  path = os.fspath(path)
+  if not remote(path):
+    found = (p for p in pathlib.Path(path).rglob('*') if p.is_file())
+    return {p.relative_to(path).as_posix(): p.stat().st_size for p in found}
+  sizes = {}
+  with _gfile(path) as gfile:
+    for folder, _, names in gfile.walk(path):
+      for name in names:
+        full = f'{folder.rstrip("/")}/{name}'
+        inside = full.removeprefix(path.rstrip('/') + '/')
+        sizes[inside] = gfile.stat(full).length
+  return sizes
+
+
+def move(path, to):
+  """Moves a directory to a name that is not taken: `to`, else `to`.2 and on."""
+  from etils import epath  # Slow to import.
+
+  path, to = epath.Path(path), epath.Path(to)
+  to.parent.mkdir(parents=True, exist_ok=True)
+  name, number = to.name, 1
+  while to.exists():
+    number += 1
+    to = to.with_name(f'{name}.{number}')
+  path.rename(to)
+
+
 def write_text(path, text: str):
-  """Writes a local file atomically, and the directories above it."""
+  """Writes a file atomically, and the directories above it."""
+  if remote(path):
+    with writer(path) as file:  # An object appears whole or not at all.
+      file.write(text.encode())
+    return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'{path.name}.tmp')
