@@ -127,6 +127,32 @@ def walk(path) -> dict[str, int]:
   return sizes
 
 
+def exists(path) -> bool:
+  """Whether there is a file or a directory of that name."""
+  path = os.fspath(path)
+  if not remote(path):
+    return os.path.exists(path)
+  with _gfile(path) as gfile:
+    return gfile.exists(path)
+
+
+def copy(path, to):
+  """Copies a file; it appears whole or not at all."""
+  path, to = os.fspath(path), os.fspath(to)
+  if remote(path) or remote(to):
+    if not remote(to):
+      os.makedirs(os.path.dirname(to), exist_ok=True)
+    draft = to if remote(to) else f'{to}.part'
+    with _gfile(path) as gfile:
+      gfile.copy(path, draft, overwrite=True)
+  else:
+    os.makedirs(os.path.dirname(to), exist_ok=True)
+    draft = f'{to}.part'
+    shutil.copyfile(path, draft)
+  if draft != to:
+    os.replace(draft, to)
+
+
 def move(path, to):
   """Moves a directory to a name that is not taken: `to`, else `to`.2 and on."""
   from etils import epath  # Slow to import.

@@ -26,10 +26,20 @@ MAY_CHANGE = {
   'steps',
   'save_every',
   'keep',
+  'keep_best',
   'samples_every',
   'watchdog',
   'topologies',
   'how',
+  # What fits other machines; losses are the same to rounding.
+  'mesh',
+  'micro',
+  'rows',
+  'slots',
+  'chunk',
+  'remat',
+  'offload',
+  'workers',
 }
 
 

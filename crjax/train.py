@@ -9,12 +9,15 @@ unpacked into explicit arguments of functions that know nothing of it.
 
 import contextlib
 import functools
+import math
 import pathlib
 import sys
+import time
 
 from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
+import numpy as np
 
 from crjax import (
   checkpoint,
@@ -55,18 +58,20 @@ def train_sft(c):
   optimizer, rate = make_optimizer(c, updates=steps)
   with (
     jax.set_mesh(mesh),
-    checkpoint.open_manager(c.workdir, keep=c.keep) as m,
+    open_checkpoints(c) as m,
     cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
     frozen = load_frozen(c, cfg, load, mesh)
     update = sft_update(c, cfg, optimizer, rate, frozen=frozen)
     state = start(c, m, mesh, cfg, load, optimizer, batches)
     with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
-      run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
-      due, save = saving(c, m, steps, beat)
-      run(
+      due, save, log = saving(c, m, steps, beat, log)
+      sft.run(
         state,
         batches,
+        mesh=mesh,
+        update=update,
+        log=log,
         save=save,
         due=due,
         count=functools.partial(sft.count, cfg),
@@ -82,7 +87,7 @@ def train_grpo(c):
   optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
   with (
     jax.set_mesh(mesh),
-    checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
+    open_checkpoints(c) as manager,
     execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
     cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
@@ -102,7 +107,7 @@ def train_grpo(c):
       open_log(c, state, c.steps, watch.alarms) as log,
       jax.transfer_guard('disallow'),
     ):
-      due, save = saving(c, manager, c.steps, beat)
+      due, save, log = saving(c, manager, c.steps, beat, log)
       grpo.run(
         state,
         prompts,
@@ -330,7 +335,10 @@ def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
   Also moves `batches` to the position that belongs to the state.
   """
   make, abstract = abstract_state(c, cfg, optimizer, mesh, scalars)
-  found = checkpoint.restore(manager, abstract)
+  try:
+    found = checkpoint.restore(manager, abstract)
+  except ValueError as error:
+    sys.exit(f'This run cannot go on: {error}')
   if found is None:
     params = first_params(c, cfg, load, mesh)
     print(f'{c.task}: {model.count(params):,} trained parameters, a fresh run')
@@ -349,15 +357,23 @@ def note_sandbox(c, report):
   print(f'{c.task}: programs run at isolation level {report["level"]}')
 
 
-def saving(c, manager, steps: int, beat):
-  """(due, save) of a run: when its state is kept, and how.
+def open_checkpoints(c):
+  """See `checkpoint.open_manager`."""
+  return checkpoint.open_manager(c.workdir, keep=c.keep, best=c.keep_best)
+
+
+def saving(c, manager, steps: int, beat, log):
+  """(due, save, log) of a run: when its state is kept, and how.
 
   `due(step)`, once a step, is true every c.save_every, at the end, at step 0 of
   a random start, which exists nowhere else, and after SIGTERM to whichever
   process. Then `save(step, state, batches)` writes; told to stop, it ends the
-  process with the status cluster.SAVED. `beat`: see cluster.watchdog.
+  process with the status cluster.SAVED. What is logged between two saves is
+  what c.keep_best goes by, and the seconds that a save took from the run are
+  logged with the next step. `beat`: see cluster.watchdog.
   """
   stopping, told = cluster.listen(), []
+  best, recent, taken = c.keep_best.removeprefix('-'), [], []
 
   def due(step):
     beat(step)
@@ -367,8 +383,23 @@ def saving(c, manager, steps: int, beat):
     regular = step and (step % c.save_every == 0 or step == steps)
     return bool(first or regular or told)
 
+  def noting(step, scalars, *args, **counts):
+    if best and best not in scalars:
+      sys.exit(f'config.keep_best = {c.keep_best!r}: among {sorted(scalars)}?')
+    recent.append(float(scalars.get(best, math.nan)))
+    if taken:
+      scalars = scalars | {'time/save_s': taken.pop()}
+    log(step, scalars, *args, **counts)
+
   def save(step, state, batches):
-    checkpoint.save(manager, step, state, batches.get_state())
+    began = time.monotonic()
+    numbers = None
+    if best:  # The first process's mean is that of all: others have rows less.
+      mean = checkpoint.agree(repr(float(np.mean(recent or math.nan))))
+      numbers = {best: float(mean)}
+    recent.clear()
+    checkpoint.save(manager, step, state, batches.get_state(), numbers)
+    taken.append(time.monotonic() - began)
     if told:
       manager.wait_until_finished()
       print(
@@ -378,7 +409,7 @@ def saving(c, manager, steps: int, beat):
       )
       sys.exit(cluster.SAVED)
 
-  return due, save
+  return due, save, noting
 
 
 @contextlib.contextmanager

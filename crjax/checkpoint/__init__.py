@@ -10,6 +10,7 @@ and hashes is added to each, by which damage is noticed (`manifest.py`).
 
 from crjax.checkpoint.manifest import damage, unreadable
 from crjax.checkpoint.store import (
+  agree,
   open_manager,
   restore,
   restore_params,
@@ -18,6 +19,7 @@ from crjax.checkpoint.store import (
 )
 
 __all__ = [
+  'agree',
   'damage',
   'open_manager',
   'restore',

@@ -14,13 +14,13 @@ import json
 import time
 
 from etils import epath
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from crjax import files
 
 NAME = 'manifest.json'
+SHOWN = 3  # wrong files or arrays, where there is room for a line
 READERS = 4  # files at a time; hashing leaves Python's lock alone
 
 
@@ -81,29 +81,32 @@ def hashed(path) -> bool:
 
 
 def unreadable(path) -> list[str]:
-  """Reads every array of a checkpoint, one at a time; what failed, and how."""
-  item = epath.Path(path) / 'state'
-  handler = ocp.PyTreeCheckpointHandler()
+  """Reads all of a checkpoint, an array at a time; what failed, and how."""
+  item, wrong = epath.Path(path) / 'state', []
   try:
-    tree = handler.metadata(item).tree
-  except (ValueError, KeyError, TypeError, OSError) as error:
-    return [f'state cannot be read: {_first_line(error)}']
-  leaves, structure = jax.tree.flatten(tree)
-  if not leaves:
-    return ['state holds no arrays']
-  wrong = []
-  for i, leaf in enumerate(leaves):
-    only = [ocp.PLACEHOLDER] * len(leaves)
-    only[i] = leaf
-    how = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), leaves)
-    args = ocp.args.PyTreeRestore(
-      structure.unflatten(only), restore_args=structure.unflatten(how)
-    )
+    ocp.JsonCheckpointHandler().restore(epath.Path(path) / 'data')
+  except (ValueError, OSError) as error:
+    wrong.append(f'the position of the data: {_first_line(error)}')
+  # As Orbax writes it, but one by one: it would open all of them at once.
+  base = f'{item}/' if files.remote(item) else f'file://{item.absolute()}/'
+  store = {'driver': 'ocdbt', 'base': base}
+  try:
+    keys = tensorstore.KvStore.open(store).result().list().result()
+  except (ValueError, OSError) as error:
+    return [*wrong, f'state cannot be read: {_first_line(error)}']
+  for name in sorted({key.decode().rsplit('/', 1)[0] for key in keys}):
+    spec = {'driver': 'auto', 'kvstore': store | {'path': f'{name}/'}}
     try:
-      handler.restore(item, args)
-    except (ValueError, KeyError, OSError) as error:
-      wrong.append(f'{leaf.name} cannot be read: {_first_line(error)}')
-  return wrong
+      tensorstore.open(spec).result().read().result()
+    except (ValueError, OSError) as error:
+      wrong.append(f'{name} cannot be read: {_first_line(error)}')
+  return wrong if keys else [*wrong, 'state holds no arrays']
+
+
+def told(lines) -> str:
+  """The first of the lines of `damage` or `unreadable`, as one."""
+  rest = f' and {len(lines) - SHOWN} more' if len(lines) > SHOWN else ''
+  return '; '.join(lines[:SHOWN]) + rest
 
 
 def _hashes(path, names) -> dict:

@@ -14,6 +14,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from crjax import files, masters
 from crjax.checkpoint import manifest
+from crjax.sharding import wait
 
 LONGEST_TEXT = 1000  # bytes that processes tell each other of what is damaged
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -140,8 +141,7 @@ def restore(manager, abstract_state):
   damaged = {}
   for step in sorted(manager.all_steps(), reverse=True):
     path = manager.directory / str(step)
-    share = (jax.process_index(), jax.process_count())
-    found, wrong = None, agree('; '.join(manifest.damage(path, share=share)))
+    found, wrong = None, _damage(path)
     if not wrong:
       found, wrong = _read(path, abstract_state)
     if not wrong:
@@ -157,6 +157,12 @@ def restore(manager, abstract_state):
   return None
 
 
+def _damage(path) -> str:
+  """What differs from the manifest; each process reads its share of files."""
+  share = (jax.process_index(), jax.process_count())
+  return agree(manifest.told(manifest.damage(path, share=share)))
+
+
 def _read(path, abstract_state):
   """((state, position), '') of a checkpoint, or (None, how it is damaged)."""
   found, error = None, None
@@ -168,10 +174,10 @@ def _read(path, abstract_state):
     found = state, position
   except (ValueError, KeyError, OSError) as caught:
     error = caught
-  wrong = []
+  wrong = ''
   if error is not None and not manifest.hashed(path):
-    wrong = manifest.unreadable(path)
-  if wrong := agree('; '.join(wrong)):
+    wrong = manifest.told(manifest.unreadable(path))
+  if wrong := agree(wrong):
     return None, wrong
   if isinstance(error, OSError):
     raise error
@@ -207,7 +213,7 @@ def _set_aside(manager, damaged, step):
   if jax.process_index() == 0:
     for name in damaged:
       files.move(manager.directory / str(name), aside / str(name))
-  agree('')  # Nobody goes on before they are moved.
+  wait('set aside')
   manager.reload()
   lost = max(damaged) - step
   print(
@@ -252,7 +258,7 @@ def restore_params(workdir, step: int | None = None, shardings=None):
       raise FileNotFoundError(f'no checkpoint {step} in {path}; found {steps}')
   if wrong := manifest.damage(path / str(step), hashes=False):
     raise ValueError(
-      f'checkpoint {step} in {path} is damaged: {"; ".join(wrong)}\nTake '
+      f'checkpoint {step} in {path} is damaged: {manifest.told(wrong)}\nTake '
       f'another --step of {steps}, once `python -m crjax.checkpoint verify` '
       'calls it whole'
     )
