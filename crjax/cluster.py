@@ -18,13 +18,61 @@ import traceback
 
 import jax
 
-from crjax import files
+from crjax import files, runtime
 
 NAMES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 # What a launcher reads from the exit status; anything else is a crash.
 WRONG_INPUT = 2  # No second try would help.
+DIVERGED = 3  # Nor here: the same batch would come again.
 SAVED = 75  # EX_TEMPFAIL: told to stop, saved, wants to be started again.
 HUNG = 70  # EX_SOFTWARE: ended by its own watchdog.
+NOTE_SECONDS = 10  # Between two notes of where a process stands.
+SILENT_SECONDS = 60  # Without a new one, a process is called silent.
+REFUSING_SECONDS = 5  # For the other processes to find the same fault.
+# Errors of the machine or the network, which may be gone at the next try.
+GIVEN = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+def begin(distributed: bool):
+  """What an entry point does before JAX sees a device."""
+  runtime.prepare()
+  if distributed:
+    with inputs('--distributed'):
+      join()
+
+
+def refuse(message: str):
+  """Ends this process with the status WRONG_INPUT."""
+  end(message, WRONG_INPUT)
+
+
+def end(message: str, code: int):
+  """Ends this process with `code`, which its launcher reads.
+
+  Leaving a job of several in the usual way waits for the others, which may
+  wait for this one, and an error of that wait would take the place of `code`.
+  """
+  print(message, file=sys.stderr, flush=True)
+  if jax.distributed.is_initialized():
+    time.sleep(REFUSING_SECONDS)
+    sys.stdout.flush()
+    os._exit(code)
+  sys.exit(code)
+
+
+@contextlib.contextmanager
+def inputs(what: str):
+  """Refuses, in the name of `what`, inputs that are missing or wrong.
+
+  Other OSErrors (a full disk, a bucket that does not answer) end the process
+  with the status 1: another try may succeed.
+  """
+  try:
+    yield
+  except GIVEN as error:
+    refuse(f'{what}: {error}')
+  except OSError as error:
+    end(f'{what}: {error}', 1)
 
 
 def join():
@@ -68,33 +116,62 @@ def watchdog(workdir, seconds: float):
 
   Before it ends it prints where every process of the job stands, as far as
   they share `workdir`, and the stacks of its own threads. Each process leaves
-  its position in workdir/processes, a few times in `seconds`.
+  its position in workdir/processes, every NOTE_SECONDS. In a job of several an
+  exception ends its process at once, with the same table: others wait for it.
   """
   mine = {'host': socket.gethostname(), 'pid': os.getpid(), 'step': None}
-  beats, over = [time.time()], threading.Event()
+  beats, over, heard = [time.time()], threading.Event(), {}
   main = threading.main_thread().ident
+  pause = min(seconds / 4, NOTE_SECONDS)
 
   def beat(step: int):
     mine['step'] = step
     beats[0] = time.time()
 
+  def note(**more):
+    with contextlib.suppress(OSError):  # A full disk ends no run from here.
+      text = json.dumps(mine | more | {'time': time.time()})
+      files.write_text(_note(workdir), text)
+    _hear(workdir, heard)
+
   def look():
-    while not over.wait(min(seconds / 4, 30)):
+    told = set()
+    while not over.wait(pause):
       idle = time.time() - beats[0]
       place = _place(main)
-      note = mine | {'idle': round(idle), 'at': place, 'time': time.time()}
-      with contextlib.suppress(OSError):  # A full disk ends no run from here.
-        files.write_text(_note(workdir), json.dumps(note))
+      note(idle=round(idle), at=place)
+      for line in sorted({*_silent(heard, SILENT_SECONDS)} - told):
+        told.add(line)
+        print(f'watchdog: {line}: dead or cut off?', file=sys.stderr)
       if idle > seconds:
-        print(_report(workdir, idle, mine['step'], place), file=sys.stderr)
+        what = f'no step in {idle:.0f} s (config.watchdog), at {place}'
+        print(_report('watchdog', what, mine['step'], heard), file=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
+        note(at=f'its end, hung at {place}')
+        # Where one process ends, JAX ends the others: they speak first.
+        time.sleep(2 * pause if jax.process_count() > 1 else 0)
         os._exit(HUNG)  # The main thread may never come back to be asked.
 
+  note(at='start')
   thread = threading.Thread(target=look, name='watchdog', daemon=True)
   thread.start()
   try:
     yield beat
+  except Exception as error:
+    if jax.process_count() == 1:
+      raise
+    over.set()
+    thread.join()
+    traceback.print_exc()
+    what = f'{type(error).__name__}: {error}'.partition('\n')[0]
+    note(at=f'its end, by {what}')
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      _find_lost(workdir, heard, 2.5 * pause)
+      what = '; '.join([*_silent(heard, 2.5 * pause), what])
+    print(_report('lost', what, mine['step'], heard), file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
   finally:
     over.set()
     thread.join()
@@ -105,8 +182,40 @@ def _note(workdir):
   return pathlib.Path(workdir) / 'processes' / f'{jax.process_index()}.json'
 
 
+def _hear(workdir, heard: dict):
+  """Keeps {process: (its note, when it was new)}, by the clock of this one."""
+  for index in range(jax.process_count()):
+    path = _note(workdir).with_name(f'{index}.json')
+    with contextlib.suppress(OSError, ValueError):
+      note = json.loads(path.read_text('utf-8'))
+      if index not in heard or heard[index][0] != note:
+        heard[index] = note, time.monotonic()
+
+
+def _silent(heard: dict, seconds: float):
+  """Sentences about processes whose last note is so old."""
+  for index, (note, since) in heard.items():
+    if time.monotonic() - since > seconds:
+      yield (
+        f'process {index} ({note["host"]}, pid {note["pid"]}) has not been '
+        f'heard of for {seconds:.0f} s'
+      )
+
+
+def _find_lost(workdir, heard: dict, seconds: float):
+  """Waits until a process is silent for so long, or has told its end."""
+  last = time.monotonic() + 2 * seconds
+  while time.monotonic() < last and not any(_silent(heard, seconds)):
+    time.sleep(0.5)
+    _hear(workdir, heard)
+    # This process will not write again.
+    heard.pop(jax.process_index(), None)
+    if any('its end' in note['at'] for note, _ in heard.values()):
+      return
+
+
 def _place(thread: int) -> str:
-  """The innermost line of the main thread that is ours: what it waits for."""
+  """The functions of ours that a thread is in, and its innermost line."""
   frame = sys._current_frames().get(thread)
   ours = [
     line
@@ -117,28 +226,26 @@ def _place(thread: int) -> str:
     return 'unknown'
   line = ours[-1]
   name = pathlib.Path(line.filename).name
-  return f'{name}:{line.lineno} {line.name}: {line.line}'
+  names = ' > '.join(x.name for x in ours if not x.name.startswith('<'))
+  return f'{names} ({name}:{line.lineno} {line.line})'
 
 
-def _report(workdir, idle, step, place) -> str:
-  folder = pathlib.Path(workdir) / 'processes'
+def _report(name: str, what: str, step, heard: dict) -> str:
   lines = [
-    f'watchdog: no step in {idle:.0f} s on process {jax.process_index()} of '
-    f'{jax.process_count()}, after step {step}, at {place}. The processes of '
-    'this job, those that hold the others up first:'
+    f'{name}: {what}, on process {jax.process_index()} of '
+    f'{jax.process_count()}, after step {step}. The processes of this job, '
+    'those that hold the others up first:'
   ]
-  notes = []
-  for path in folder.glob('*.json'):
-    with contextlib.suppress(OSError, ValueError):
-      notes.append((path.stem, json.loads(path.read_text('utf-8'))))
-  for index, note in sorted(notes, key=lambda x: (x[1]['time'], x[0])):
-    silent = time.time() - note['time']
+  # Who is in a collective waits for the others; so does who still speaks.
+  order = lambda x: ('(sharding.py:' in x[1][0]['at'], x[1][1])
+  for index, (note, since) in sorted(heard.items(), key=order):
     lines.append(
       f'  process {index} ({note["host"]}, pid {note["pid"]}): step '
-      f'{note["step"]}, last heard of {silent:.0f} s ago, at {note["at"]}'
+      f'{note["step"]}, last heard of {time.monotonic() - since:.0f} s ago, '
+      f'at {note["at"]}'
     )
   lines.append(
     'Ends this process; the launcher starts the job again, and it resumes from '
-    'its last checkpoint. A longer bound: --config.watchdog=SECONDS'
+    'its last checkpoint'
   )
   return '\n'.join(lines)

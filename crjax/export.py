@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import pathlib
 import re
-import sys
 
 from absl import app, flags, logging
 import jax
@@ -28,6 +27,7 @@ import numpy as np
 
 from crjax import (
   checkpoint,
+  cluster,
   files,
   hf,
   lora,
@@ -36,6 +36,7 @@ from crjax import (
   sampling,
   tokenizer,
 )
+from crjax.inputs import parse_flags
 from crjax.sharding import gather, make_mesh, tree_shardings
 
 CONTINUED = 16  # tokens of the greedy comparison
@@ -260,12 +261,14 @@ def define_flags():
   )
   flags.DEFINE_bool('adapter', False, 'Write the adapters of a LoRA run alone.')
   flags.DEFINE_list('mesh', ['1', '-1', '1'], 'data,fsdp,tensor; -1: the rest.')
+  flags.DEFINE_bool('distributed', False, 'Join the other processes of a pod.')
 
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
   f = flags.FLAGS
-  try:
+  cluster.begin(f.distributed)
+  with cluster.inputs('export'):
     step = export(
       f.workdir,
       f.out,
@@ -275,11 +278,9 @@ def main(_):
       limit=f.shard_gb and int(f.shard_gb * 1e9),
       adapter=f.adapter,
     )
-  except (ValueError, OSError) as error:
-    sys.exit(f'export: {error}')
   print(f'export: step {step} of {f.workdir} in {f.out}, verified')
 
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

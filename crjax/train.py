@@ -11,7 +11,6 @@ import contextlib
 import functools
 import math
 import pathlib
-import sys
 import time
 
 from absl import app, flags, logging
@@ -24,7 +23,7 @@ from crjax import (
   cluster,
   curriculum,
   data,
-  execution,
+  divergence,
   grpo,
   hf,
   lora,
@@ -33,17 +32,18 @@ from crjax import (
   objectives,
   optim,
   policy,
-  runtime,
   sft,
   tokenizer,
   watch,
 )
 from crjax.inputs import (
+  CANNOT,
   DTYPES,
   first_params,
   load_frozen,
   open_examples,
   open_inputs,
+  open_pool,
   parse_flags,
 )
 from crjax.sharding import make_mesh, on_host, tree_shardings
@@ -51,16 +51,17 @@ from crjax.sharding import make_mesh, on_host, tree_shardings
 
 def train_sft(c):
   """Builds the parts of an SFT run and hands them to `sft.run`."""
-  tok, cfg, load = open_inputs(c)
-  mesh = make_mesh(c.mesh)
-  batches = open_examples(c, tok)
-  steps = max(int(c.epochs * batches.rows / c.batch), 1)
-  optimizer, rate = make_optimizer(c, updates=steps)
+  with cluster.inputs(CANNOT):
+    tok, cfg, load = open_inputs(c)
+    mesh = make_mesh(c.mesh)
   with (
     jax.set_mesh(mesh),
     open_checkpoints(c) as m,
     cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
+    batches = open_examples(c, tok)
+    steps = max(int(c.epochs * batches.rows / c.batch), 1)
+    optimizer, rate = make_optimizer(c, updates=steps)
     frozen = load_frozen(c, cfg, load, mesh)
     update = sft_update(c, cfg, optimizer, rate, frozen=frozen)
     state = start(c, m, mesh, cfg, load, optimizer, batches)
@@ -81,16 +82,17 @@ def train_sft(c):
 
 def train_grpo(c):
   """Builds the parts of a GRPO run and hands them to `grpo.run`."""
-  tok, cfg, load = open_inputs(c)
-  mesh = make_mesh(c.mesh)
-  prompts = open_prompts(c, tok)
-  optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
+  with cluster.inputs(CANNOT):
+    tok, cfg, load = open_inputs(c)
+    mesh = make_mesh(c.mesh)
   with (
     jax.set_mesh(mesh),
     open_checkpoints(c) as manager,
-    execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
+    open_pool(c) as pool,
     cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
+    prompts = open_prompts(c, tok)
+    optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
     note_sandbox(c, pool.report)
     frozen = load_frozen(c, cfg, load, mesh)
     # The reference is the model that the run started from, resumed or not.
@@ -124,16 +126,17 @@ def train_grpo(c):
 
 def open_prompts(c, tok):
   """The questions of a GRPO run, by curriculum where `c.pools` says so."""
-  prompts = data.prompts(
-    c.data,
-    tok,
-    questions=1 if c.pools else c.questions,
-    length=c.prompt_length,
-    seed=c.seed,
-    pad_id=tok.pad_token_id,
-    thinking=c.thinking,
-    canaries=c.canaries,
-  )
+  with cluster.inputs(CANNOT):
+    prompts = data.prompts(
+      c.data,
+      tok,
+      questions=1 if c.pools else c.questions,
+      length=c.prompt_length,
+      seed=c.seed,
+      pad_id=tok.pad_token_id,
+      thinking=c.thinking,
+      canaries=c.canaries,
+    )
   if not c.pools:
     return prompts
   return curriculum.Curriculum(prompts, questions=c.questions, seed=c.seed)
@@ -287,21 +290,22 @@ def sft_update(c, cfg, optimizer, rate, *, frozen):
 
 def make_optimizer(c, *, updates: int):
   """(optimizer, schedule) for a run of so many optimizer updates."""
-  rate = optim.schedule(
-    c.lr,
-    name=c.schedule,
-    warmup=int(c.warmup * updates) if c.warmup < 1 else int(c.warmup),
-    steps=updates,
-  )
-  optimizer = optim.make(
-    c.optimizer,
-    rate,
-    betas=tuple(c.betas),
-    weight_decay=c.weight_decay,
-    max_norm=c.max_norm,
-    moments=tuple(c.moments),
-  )
-  return optimizer, rate
+  with cluster.inputs(CANNOT):
+    rate = optim.schedule(
+      c.lr,
+      name=c.schedule,
+      warmup=int(c.warmup * updates) if c.warmup < 1 else int(c.warmup),
+      steps=updates,
+    )
+    optimizer = optim.make(
+      c.optimizer,
+      rate,
+      betas=tuple(c.betas),
+      weight_decay=c.weight_decay,
+      max_norm=c.max_norm,
+      moments=tuple(c.moments),
+    )
+    return optimizer, rate
 
 
 def abstract_state(c, cfg, optimizer, mesh, scalars=()):
@@ -335,10 +339,8 @@ def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
   Also moves `batches` to the position that belongs to the state.
   """
   make, abstract = abstract_state(c, cfg, optimizer, mesh, scalars)
-  try:
+  with cluster.inputs(CANNOT):
     found = checkpoint.restore(manager, abstract)
-  except ValueError as error:
-    sys.exit(f'This run cannot go on: {error}')
   if found is None:
     params = first_params(c, cfg, load, mesh)
     print(f'{c.task}: {model.count(params):,} trained parameters, a fresh run')
@@ -357,9 +359,15 @@ def note_sandbox(c, report):
   print(f'{c.task}: programs run at isolation level {report["level"]}')
 
 
+@contextlib.contextmanager
 def open_checkpoints(c):
-  """See `checkpoint.open_manager`."""
-  return checkpoint.open_manager(c.workdir, keep=c.keep, best=c.keep_best)
+  """See `checkpoint.open_manager`; what it cannot write ends the run."""
+  how = {'keep': c.keep, 'best': c.keep_best}
+  try:
+    with checkpoint.open_manager(c.workdir, **how) as manager:
+      yield manager
+  except checkpoint.Unwritten as error:
+    cluster.end(f'{c.task}: {error}', 1)
 
 
 def saving(c, manager, steps: int, beat, log):
@@ -377,6 +385,7 @@ def saving(c, manager, steps: int, beat, log):
 
   def due(step):
     beat(step)
+    manager.check()
     if stopping(step) and step < steps:
       told.append(step)
     first = step == 0 and not c.model
@@ -385,13 +394,16 @@ def saving(c, manager, steps: int, beat, log):
 
   def noting(step, scalars, *args, **counts):
     if best and best not in scalars:
-      sys.exit(f'config.keep_best = {c.keep_best!r}: among {sorted(scalars)}?')
+      cluster.refuse(
+        f'config.keep_best = {c.keep_best!r} is none of {sorted(scalars)}'
+      )
     recent.append(float(scalars.get(best, math.nan)))
     if taken:
       scalars = scalars | {'time/save_s': taken.pop()}
     log(step, scalars, *args, **counts)
 
   def save(step, state, batches):
+    divergence.check_state(c.workdir, step, state['params'])
     began = time.monotonic()
     numbers = None
     if best:  # The first process's mean is that of all: others have rows less.
@@ -407,19 +419,21 @@ def saving(c, manager, steps: int, beat, log):
         'the same command continues',
         flush=True,
       )
-      sys.exit(cluster.SAVED)
+      raise SystemExit(cluster.SAVED)
 
   return due, save, noting
 
 
 @contextlib.contextmanager
 def open_log(c, state, steps: int, alarms=lambda lines: {}):
-  """Yields log(step, metrics, tokens, rows): files, progress, samples.
+  """Yields log(step, metrics, batch, tokens, rows): files, progress, samples.
 
-  The first process of several writes for all; the rows are its own.
+  The first process of several writes for all. All of them end a run that has
+  diverged, see divergence.py.
   """
+  check = divergence.make_check(c.workdir, by_loss=c.task == 'sft')
   if jax.process_index():
-    yield lambda *_, **__: None
+    yield lambda step, scalars, batch, **_: check(step, scalars, batch)
     return
   with metrics.Writer(
     c.workdir,
@@ -430,11 +444,12 @@ def open_log(c, state, steps: int, alarms=lambda lines: {}):
     peak=metrics.peak(jax.devices()[0].device_kind),
   ) as writer:
 
-    def log(step, scalars, tokens, rows=(), **counts):
+    def log(step, scalars, batch, tokens, rows=(), **counts):
       numbers = {k: float(v) for k, v in scalars.items()}
       writer.write(step, numbers, tokens, **counts)
       if rows and (step % c.samples_every == 0 or step == steps):
         writer.samples(step, rows)
+      check(step, scalars, batch)
 
     yield log
 
@@ -447,9 +462,7 @@ def define_flags():
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
-  runtime.prepare()
-  if flags.FLAGS.distributed:
-    cluster.join()
+  cluster.begin(flags.FLAGS.distributed)
   config = flags.FLAGS.config
   TASKS[config.task](config)
 

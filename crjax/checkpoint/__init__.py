@@ -10,6 +10,7 @@ and hashes is added to each, by which damage is noticed (`manifest.py`).
 
 from crjax.checkpoint.manifest import damage, unreadable
 from crjax.checkpoint.store import (
+  Unwritten,
   agree,
   open_manager,
   restore,
@@ -19,6 +20,7 @@ from crjax.checkpoint.store import (
 )
 
 __all__ = [
+  'Unwritten',
   'agree',
   'damage',
   'open_manager',

@@ -14,43 +14,56 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from crjax import files, masters
 from crjax.checkpoint import manifest
-from crjax.sharding import wait
+from crjax.sharding import all_processes, wait
 
-LONGEST_TEXT = 1000  # bytes that processes tell each other of what is damaged
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SEEN_AS_FULL = ('No space left', 'Disk quota', 'File too large')
+
+
+class Unwritten(OSError):
+  """A checkpoint could not be written; names the directory and the fix."""
 
 
 class Manager(ocp.CheckpointManager):
   """Orbax's, which also adds manifests and says what to do on errors."""
 
-  _sealing = None
+  _following = _failed = None
 
-  def seal(self, step: int):
-    """Adds the manifest of a step that is being written, when it is whole."""
+  def follow(self, step: int):
+    """Waits elsewhere for a step that is being written; adds its manifest."""
 
     def work():
       path = self.directory / str(step)
       try:
         super(Manager, self).wait_until_finished()
-        manifest.seal(path)
-      except Exception as error:  # The training thread hears of it, too.
+      except Exception as error:  # Whatever ended the thread that writes.
+        self._failed = error
+        return
+      try:
+        if jax.process_index() == 0:
+          manifest.seal(path)
+      except OSError as error:
         print(f'{path} has no manifest: {error}', flush=True)
 
-    self._sealing = threading.Thread(target=work, name='seal')
-    self._sealing.start()
+    self._following = threading.Thread(target=work, name='follow')
+    self._following.start()
+
+  def check(self):
+    """Raises Unwritten if a save has failed meanwhile; waits for none."""
+    if self._failed:
+      raise failure(self.directory, self._failed) from self._failed
 
   def wait_until_finished(self):
     """Waits for what is being written; `save` and `close` do so first.
 
-    Raises OSError naming the directory and the fix if it was not written.
+    Raises Unwritten if that failed.
     """
     try:
       super().wait_until_finished()
-    except Exception as error:  # Whatever ended the thread that writes.
+    except Exception as error:  # As above.
       raise failure(self.directory, error) from error
-    if self._sealing and self._sealing is not threading.current_thread():
-      self._sealing.join()
+    if self._following:
+      self._following.join()
 
 
 def open_manager(workdir, *, keep: int | None, best: str = '') -> Manager:
@@ -89,8 +102,7 @@ def save(manager, step: int, state, position: dict, numbers=None):
     numbers: {name: float}, the same on all processes, for the manager's `best`.
 
   Raises:
-    OSError: this save or the one before could not be written; names the
-      directory and the fix.
+    Unwritten: this save failed, or the one before it.
   """
   if step in manager.all_steps():
     return
@@ -102,11 +114,10 @@ def save(manager, step: int, state, position: dict, numbers=None):
     manager.save(step, args=args, metrics=numbers)
   except OSError as error:
     raise failure(manager.directory, error) from error
-  if jax.process_index() == 0:
-    manager.seal(step)
+  manager.follow(step)
 
 
-def failure(path, error) -> OSError:
+def failure(path, error) -> Unwritten:
   """What to raise where a checkpoint could not be written."""
   text = str(error).strip() or type(error).__name__
   full = getattr(error, 'errno', None) in FULL
@@ -118,7 +129,7 @@ def failure(path, error) -> OSError:
       f'the disk or its quota is full{free}. Make room, or set a lower '
       '--config.keep; `python -m crjax.checkpoint ls` shows what they take'
     )
-  return OSError(
+  return Unwritten(
     f'{path}: a checkpoint cannot be written: {text}. Those that are there are '
     'whole: the same command continues from the newest'
   )
@@ -192,17 +203,7 @@ def _read(path, abstract_state):
 
 def agree(text: str) -> str:
   """The text of the first process that has one, for all; '' if none has."""
-  if jax.process_count() == 1:
-    return text
-  from jax.experimental import multihost_utils  # Needs a distributed runtime.
-
-  mine_X = np.zeros(LONGEST_TEXT, np.uint8)
-  data = text.encode()[:LONGEST_TEXT]
-  mine_X[: len(data)] = np.frombuffer(data, np.uint8)
-  for row_X in multihost_utils.process_allgather(mine_X):
-    if row_X.any():
-      return row_X.tobytes().rstrip(b'\0').decode(errors='replace')
-  return ''
+  return next(filter(None, all_processes([text])), '')
 
 
 def _set_aside(manager, damaged, step):
