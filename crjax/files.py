@@ -13,11 +13,13 @@ import pathlib
 import re
 import shutil
 import tempfile
+import time
 from typing import NamedTuple
 
 HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
 SMALL = ['*.json', '*.txt', '*.model', '*.jinja']
 WEIGHTS = '.safetensors'
+SEND_SECONDS = 30.0  # Between two copies of a growing file to a bucket.
 LONGEST_READ = 16 << 20  # bytes a call; a bucket's client copies them once
 
 
@@ -200,6 +202,60 @@ def writer(path):
     return
   with _gfile(path) as gfile, gfile.GFile(path, 'wb') as file:
     yield file
+
+
+@contextlib.contextmanager
+def draft(path):
+  """Yields a local name to write to; then the file is at `path`, whole."""
+  if not remote(path):
+    temporary = pathlib.Path(path).with_suffix('.tmp')
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    os.replace(temporary, path)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    temporary = pathlib.Path(folder) / 'draft'
+    yield temporary
+    copy(temporary, path)
+
+
+@contextlib.contextmanager
+def local(path):
+  """Yields `path`, or, of a bucket, a copy that is then sent there."""
+  if not remote(path):
+    yield pathlib.Path(path)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    for name in walk(path):
+      copy(f'{path}/{name}', f'{folder}/{name}')
+    yield pathlib.Path(folder)
+    for name in walk(folder):
+      copy(f'{folder}/{name}', f'{path}/{name}')
+
+
+class Appended:
+  """A text file that grows. Objects do not: a bucket gets it anew, at times."""
+
+  def __init__(self, path):
+    self.path, self._sent = os.fspath(path), time.monotonic()
+    self._parts, self._new = [], False
+    if remote(path) and exists(path):
+      self._parts = [read_bytes(path).decode()]
+
+  def write(self, text: str):
+    if not remote(self.path):
+      with open(self.path, 'a', encoding='utf-8') as file:
+        file.write(text)
+      return
+    self._parts.append(text)
+    self._new = True
+    if time.monotonic() - self._sent > SEND_SECONDS:
+      self.send()
+
+  def send(self):
+    if self._new:
+      write_text(self.path, ''.join(self._parts))
+      self._new, self._sent = False, time.monotonic()
 
 
 class Ranges:

@@ -10,7 +10,6 @@ unpacked into explicit arguments of functions that know nothing of it.
 import contextlib
 import functools
 import math
-import pathlib
 import time
 
 from absl import app, flags, logging
@@ -65,8 +64,11 @@ def train_sft(c):
     frozen = load_frozen(c, cfg, load, mesh)
     update = sft_update(c, cfg, optimizer, rate, frozen=frozen)
     state = start(c, m, mesh, cfg, load, optimizer, batches)
-    with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
-      due, save, log = saving(c, m, steps, beat, log)
+    with (
+      open_log(c, state, steps) as (log, send),
+      jax.transfer_guard('disallow'),
+    ):
+      due, save, log = saving(c, m, steps, beat, log, send)
       sft.run(
         state,
         batches,
@@ -106,10 +108,10 @@ def train_grpo(c):
       c, manager, mesh, cfg, load, optimizer, prompts, state_scalars(c)
     )
     with (
-      open_log(c, state, c.steps, watch.alarms) as log,
+      open_log(c, state, c.steps, watch.alarms) as (log, send),
       jax.transfer_guard('disallow'),
     ):
-      due, save, log = saving(c, manager, c.steps, beat, log)
+      due, save, log = saving(c, manager, c.steps, beat, log, send)
       grpo.run(
         state,
         prompts,
@@ -355,7 +357,7 @@ def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
 def note_sandbox(c, report):
   """Says, and keeps in the run, how programs are isolated on this machine."""
   if jax.process_index() == 0:
-    checkpoint.write_json(pathlib.Path(c.workdir) / 'sandbox.json', report)
+    checkpoint.write_json(f'{c.workdir}/sandbox.json', report)
   print(f'{c.task}: programs run at isolation level {report["level"]}')
 
 
@@ -370,7 +372,7 @@ def open_checkpoints(c):
     cluster.end(f'{c.task}: {error}', 1)
 
 
-def saving(c, manager, steps: int, beat, log):
+def saving(c, manager, steps: int, beat, log, send):
   """(due, save, log) of a run: when its state is kept, and how.
 
   `due(step)`, once a step, is true every c.save_every, at the end, at step 0 of
@@ -378,7 +380,8 @@ def saving(c, manager, steps: int, beat, log):
   process. Then `save(step, state, batches)` writes; told to stop, it ends the
   process with the status cluster.SAVED. What is logged between two saves is
   what c.keep_best goes by, and the seconds that a save took from the run are
-  logged with the next step. `beat`: see cluster.watchdog.
+  logged with the next step. `beat`: see cluster.watchdog; `log`, `send`: see
+  open_log.
   """
   stopping, told = cluster.listen(), []
   best, recent, taken = c.keep_best.removeprefix('-'), [], []
@@ -405,6 +408,7 @@ def saving(c, manager, steps: int, beat, log):
   def save(step, state, batches):
     divergence.check_state(c.workdir, step, state['params'])
     began = time.monotonic()
+    send()  # A run that resumes from here has these lines.
     numbers = None
     if best:  # The first process's mean is that of all: others have rows less.
       mean = checkpoint.agree(repr(float(np.mean(recent or math.nan))))
@@ -426,14 +430,18 @@ def saving(c, manager, steps: int, beat, log):
 
 @contextlib.contextmanager
 def open_log(c, state, steps: int, alarms=lambda lines: {}):
-  """Yields log(step, metrics, batch, tokens, rows): files, progress, samples.
+  """Yields log(step, metrics, batch, tokens, rows), and send().
+
+  The first writes files, shows progress and samples; the second sends what a
+  bucket has not got yet.
 
   The first process of several writes for all. All of them end a run that has
   diverged, see divergence.py.
   """
   check = divergence.make_check(c.workdir, by_loss=c.task == 'sft')
   if jax.process_index():
-    yield lambda step, scalars, batch, **_: check(step, scalars, batch)
+    check_only = lambda step, scalars, batch, **_: check(step, scalars, batch)
+    yield check_only, lambda: None
     return
   with metrics.Writer(
     c.workdir,
@@ -451,7 +459,7 @@ def open_log(c, state, steps: int, alarms=lambda lines: {}):
         writer.samples(step, rows)
       check(step, scalars, batch)
 
-    yield log
+    yield log, writer.send
 
 
 def define_flags():

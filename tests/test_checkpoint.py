@@ -115,7 +115,7 @@ def test_a_state_of_another_shape_is_refused_with_the_way_out(tmp_path, sealed):
   with checkpoint.open_manager(tmp_path, keep=None) as manager:
     checkpoint.save(manager, 1, state, {})
   if not sealed:
-    (tmp_path / 'checkpoints' / '1' / 'manifest.json').unlink()
+    (tmp_path / 'checkpoints' / '1' / 'checksums.json').unlink()
   wider = model.Config(V=16, L=2, D=32, F=24, N=4, K=2, H=8)
   _, abstract = state_and_abstract(wider)
   with (
@@ -167,7 +167,7 @@ def two_saves(tmp_path_factory):
 def copied(two_saves, tmp_path, sealed=True):
   shutil.copytree(two_saves[0], tmp_path / 'run')
   if not sealed:
-    for path in (tmp_path / 'run').glob('checkpoints/*/manifest.json'):
+    for path in (tmp_path / 'run').glob('checkpoints/*/checksums.json'):
       path.unlink()
   return tmp_path / 'run'
 
@@ -223,11 +223,11 @@ def test_a_reader_of_parameters_is_told_of_damage(two_saves, tmp_path):
 
 def test_a_manifest_names_every_file(two_saves):
   path = step_dir(two_saves[0], 20)
-  found = json.loads((path / 'manifest.json').read_text())['files']
+  found = json.loads((path / 'checksums.json').read_text())['files']
   there = {
     p.relative_to(path).as_posix(): p for p in path.rglob('*') if p.is_file()
   }
-  del there['manifest.json']
+  del there['checksums.json']
   assert found == {
     name: {
       'size': p.stat().st_size,
@@ -240,12 +240,12 @@ def test_a_manifest_names_every_file(two_saves):
   for name in there:
     found[name]['sha256'] = ''
   broken = {'time': 0.0, 'files': found}
-  before = (path / 'manifest.json').read_text()
-  (path / 'manifest.json').write_text(json.dumps(broken))
+  before = (path / 'checksums.json').read_text()
+  (path / 'checksums.json').write_text(json.dumps(broken))
   shares = [checkpoint.damage(path, share=(i, 3)) for i in range(3)]
   assert sorted(itertools.chain(*shares)) == checkpoint.damage(path)
   assert sum(map(len, shares)) == wrong
-  (path / 'manifest.json').write_text(before)
+  (path / 'checksums.json').write_text(before)
 
 
 @pytest.mark.parametrize(('best', 'kept'), [('reward', 2), ('-reward', 3)])

@@ -182,7 +182,7 @@ def test_a_full_disk_ends_the_run_and_the_next_start_resumes(
   full, whole = small_disk / 'run', tmp_path / 'whole'
   shape = {'shape.L': 1, 'shape.D': 32, 'shape.F': 48, 'save_every': 3}
   running = start(smoke_data, full, steps=300, **shape)
-  first = full / 'checkpoints' / '3' / 'manifest.json'
+  first = full / 'checkpoints' / '3' / 'checksums.json'
   end = time.monotonic() + SECONDS
   while not first.exists():
     assert time.monotonic() < end and running[0].poll() is None

@@ -1,6 +1,6 @@
 """What the files of a checkpoint should be, and whether they still are.
 
-`manifest.json` in a checkpoint gives the size of each file and, in a directory,
+`checksums.json` in a checkpoint gives the size of each file and, in a directory,
 its SHA-256. It is written behind the run's back once the checkpoint is whole; a
 process killed before that leaves a checkpoint without one, which is still read.
 In a bucket sizes have to do: reading all back would cost as much as writing it,
@@ -19,7 +19,7 @@ import tensorstore
 
 from crjax import files
 
-NAME = 'manifest.json'
+NAME = 'checksums.json'
 SHOWN = 3  # wrong files or arrays, where there is room for a line
 READERS = 4  # files at a time; hashing leaves Python's lock alone
 

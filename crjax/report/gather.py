@@ -17,7 +17,15 @@ from crjax.evals import stats
 
 DEEPEST = 5  # directories below the one that is named
 POINTS = 500  # of a curve; more are averaged
-SKIPPED = {'checkpoints', 'export', 'source', 'stages', 'logs', 'samples'}
+SKIPPED = {
+  'checkpoints',
+  'damaged',
+  'export',
+  'source',
+  'stages',
+  'logs',
+  'samples',
+}
 PAIRS = 40  # comparisons of two models
 
 
