@@ -258,6 +258,8 @@ def serve(folder):
         'TENSORSTORE_CA_BUNDLE': ca,
         'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',
         'NO_GCE_CHECK': 'true',
+        # google-cloud-storage, which can be told, and comes without TLS.
+        'STORAGE_EMULATOR_HOST': f'http://127.0.0.1:{bucket.server_address[1]}',
       },
     )
     bucket.shutdown()

@@ -10,6 +10,9 @@ import pytest
 from tests import fakegcs
 from tests.conftest import ROOT
 
+pytest.importorskip(
+  'google.cloud.storage', reason='google-cloud-storage is not installed'
+)
 if not shutil.which('openssl'):
   pytest.skip('openssl makes the certificate', allow_module_level=True)
 
@@ -84,6 +87,13 @@ def test_checkpoints_in_a_bucket(bucket, tmp_path):
   names = [name for name in bucket[0].objects if name.startswith('saved/')]
   assert any(name.startswith('saved/damaged/4/state/') for name in names)
   assert not any(name.startswith('saved/checkpoints/4/') for name in names)
+
+
+@pytest.mark.slow
+def test_people_copy_into_and_out_of_a_bucket(bucket, tmp_path):
+  url = 'gs://crjax/saved'
+  if not any(name.startswith('saved/') for name in bucket[0].objects):
+    run(bucket, '-c', SAVE, url)
   people = ('-m', 'crjax.checkpoint')
   said = run(bucket, *people, 'verify', url)
   assert said.count('whole, by arrays') == 2
@@ -93,7 +103,8 @@ def test_checkpoints_in_a_bucket(bucket, tmp_path):
   assert [x.split()[0] for x in said.splitlines() if 'right' in x] == ['5']
   there = 'there/checkpoints/5/'
   for name, (data, _) in list(bucket[0].objects.items()):
-    if name.startswith('saved/checkpoints/5/'):
+    # An empty name stands for a directory.
+    if name.startswith('saved/checkpoints/5/') and not name.endswith('/'):
       copied = bucket[0].objects[there + name.split('/5/', 1)[1]][0]
       assert copied == data
   # The bucket answers, but not for the last object: no copy is there.

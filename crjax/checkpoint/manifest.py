@@ -1,10 +1,10 @@
 """What the files of a checkpoint should be, and whether they still are.
 
-`checksums.json` in a checkpoint gives the size of each file and, in a directory,
-its SHA-256. It is written behind the run's back once the checkpoint is whole; a
-process killed before that leaves a checkpoint without one, which is still read.
-In a bucket sizes have to do: reading all back would cost as much as writing it,
-and the bucket compares a CRC of its own with every object.
+`checksums.json` in a checkpoint gives the size of each file and, where it is in
+a directory, its SHA-256. It is written behind the run's back once all is there;
+a process killed before that leaves a checkpoint without it, which is still
+read. In a bucket sizes have to do: reading all back would cost as much as
+writing it, and the bucket compares a CRC of its own with every object.
 """
 
 import concurrent.futures
@@ -48,7 +48,7 @@ def read(path) -> dict | None:
     return None
 
 
-def damage(path, *, hashes: bool = True, share=(0, 1)) -> list[str]:
+def damage(path, *, hashes=True, share=(0, 1), but=()) -> list[str]:
   """What is not as the manifest says, a line a file; [] without a manifest.
 
   Args:
@@ -56,8 +56,10 @@ def damage(path, *, hashes: bool = True, share=(0, 1)) -> list[str]:
     hashes: whether to read the files, too; otherwise their sizes must do.
     share: (i, n) reads each nth file from the ith on, so that n processes read
       all of them.
+    but: files that need not be there.
   """
   listed = (read(path) or {'files': {}})['files']
+  listed = {k: v for k, v in listed.items() if k not in but}
   found = files.walk(path) if listed else {}
   wrong = {}
   for name, entry in listed.items():
@@ -66,8 +68,8 @@ def damage(path, *, hashes: bool = True, share=(0, 1)) -> list[str]:
     elif found[name] != entry['size']:
       wrong[name] = f'has {found[name]:,} bytes instead of {entry["size"]:,}'
   if hashes:
-    hashed = [k for k, v in listed.items() if 'sha256' in v and k not in wrong]
-    mine = sorted(hashed)[share[0] :: share[1]]
+    whole = [k for k, v in listed.items() if 'sha256' in v and k not in wrong]
+    mine = sorted(whole)[share[0] :: share[1]]
     for name, entry in _hashes(path, mine).items():
       if entry.get('sha256') != listed[name]['sha256']:
         wrong[name] = entry.get('error', 'has another SHA-256 than when saved')
@@ -77,7 +79,8 @@ def damage(path, *, hashes: bool = True, share=(0, 1)) -> list[str]:
 def hashed(path) -> bool:
   """Whether `damage` sees every changed byte of this checkpoint."""
   listed = (read(path) or {'files': {}})['files'].values()
-  return bool(listed) and all('sha256' in entry for entry in listed)
+  every = bool(listed) and all('sha256' in entry for entry in listed)
+  return every and not files.remote(path)
 
 
 def unreadable(path) -> list[str]:

@@ -1,6 +1,7 @@
 """Saves a run's state behind its back, and finds the newest that is whole."""
 
 import errno
+import importlib.util
 import json
 import math
 import shutil
@@ -86,9 +87,24 @@ def open_manager(workdir, *, keep: int | None, best: str = '') -> Manager:
 
 
 def directory(workdir) -> epath.Path:
-  """Where the checkpoints of a run are."""
+  """Where the checkpoints of a run are.
+
+  Raises ValueError if it is a bucket, and what Orbax asks it with is missing.
+  """
   path = epath.Path(workdir)
+  if files.remote(workdir) and not _can_ask_buckets():
+    raise ValueError(
+      f'{workdir}: Orbax needs google-cloud-storage for a bucket. Install it: '
+      'pip install google-cloud-storage'
+    )
   return (path if files.remote(workdir) else path.absolute()) / 'checkpoints'
+
+
+def _can_ask_buckets() -> bool:
+  try:  # Its parents need not be there either.
+    return importlib.util.find_spec('google.cloud.storage') is not None
+  except ModuleNotFoundError:
+    return False
 
 
 def save(manager, step: int, state, position: dict, numbers=None):
