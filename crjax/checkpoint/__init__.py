@@ -9,15 +9,8 @@ and hashes is added to each, by which damage is noticed (`manifest.py`).
 """
 
 from crjax.checkpoint.manifest import damage, unreadable
-from crjax.checkpoint.store import (
-  Unwritten,
-  agree,
-  open_manager,
-  restore,
-  restore_params,
-  save,
-  write_json,
-)
+from crjax.checkpoint.reading import agree, restore, restore_params
+from crjax.checkpoint.store import Unwritten, open_manager, save, write_json
 
 __all__ = [
   'Unwritten',
