@@ -247,19 +247,19 @@ def serve(folder):
   certificate.write_text(''.join(parts))
   with Bucket(certificate) as bucket:
     threading.Thread(target=bucket.serve_forever, daemon=True).start()
-    ca = str(folder / 'ca.pem')
+    ca, url = str(folder / 'ca.pem'), f'http://127.0.0.1:{bucket.server_port}'
     yield (
       bucket,
       os.environ
+      | {name: url for name in ('HTTPS_PROXY', 'https_proxy')}
+      | {name: '127.0.0.1' for name in ('NO_PROXY', 'no_proxy')}
       | {
-        'HTTPS_PROXY': f'http://127.0.0.1:{bucket.server_address[1]}',
-        'https_proxy': f'http://127.0.0.1:{bucket.server_address[1]}',
         'CURL_CA_BUNDLE': ca,  # TensorFlow
         'TENSORSTORE_CA_BUNDLE': ca,
         'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'none',
         'NO_GCE_CHECK': 'true',
         # google-cloud-storage, which can be told, and comes without TLS.
-        'STORAGE_EMULATOR_HOST': f'http://127.0.0.1:{bucket.server_address[1]}',
+        'STORAGE_EMULATOR_HOST': url,
       },
     )
     bucket.shutdown()

@@ -148,9 +148,18 @@ def test_a_run_in_a_bucket_resumes_and_is_exported(
   assert 'resumed at step 4 in gs://crjax/runs/sft' in said
   objects = bucket[0].objects
   lines = objects['runs/sft/metrics.jsonl'][0].decode().splitlines()
-  assert [json.loads(line)['step'] for line in lines] == list(range(1, 9))
+  lines = [json.loads(line) for line in lines]
+  assert [line['step'] for line in lines] == list(range(1, 9))
+  # Saves after the steps 2, 4 and 6 held up the steps after them.
+  waited = [line['step'] for line in lines if 'time/save_s' in line]
+  assert waited == [1, 3, 5, 7]
   assert any('/events.' in name for name in objects)
   assert not any('/processes/' in name for name in objects)
   out = tmp_path / 'export'
   run(bucket, '-m', 'crjax.export', f'--workdir={url}', f'--out={out}')
   assert (out / 'config.json').exists()
+  page = tmp_path / 'page.html'
+  run(bucket, '-m', 'crjax.report', url, f'--out={page}')
+  assert page.stat().st_size > 100_000
+  said = run(bucket, '-m', 'crjax.checkpoint', 'ls', url)
+  assert said.count('loss ') >= 2
