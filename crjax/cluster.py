@@ -175,19 +175,19 @@ def watchdog(workdir, seconds: float):
   finally:
     over.set()
     thread.join()
-    pathlib.Path(_note(workdir)).unlink(missing_ok=True)
+    files.remove(_note(workdir))
 
 
-def _note(workdir):
-  return pathlib.Path(workdir) / 'processes' / f'{jax.process_index()}.json'
+def _note(workdir, index=None) -> str:
+  index = jax.process_index() if index is None else index
+  return f'{workdir}/processes/{index}.json'
 
 
 def _hear(workdir, heard: dict):
   """Keeps {process: (its note, when it was new)}, by the clock of this one."""
   for index in range(jax.process_count()):
-    path = _note(workdir).with_name(f'{index}.json')
     with contextlib.suppress(OSError, ValueError):
-      note = json.loads(path.read_text('utf-8'))
+      note = json.loads(files.read_bytes(_note(workdir, index)))
       if index not in heard or heard[index][0] != note:
         heard[index] = note, time.monotonic()
 

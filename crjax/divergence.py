@@ -7,6 +7,7 @@ before its state is saved, and no state is saved that is not finite.
 """
 
 import collections
+import io
 import math
 import pathlib
 import sys
@@ -86,13 +87,15 @@ def kept(workdir, step: int | None, form):
 
   Raises FileNotFoundError naming the steps that there are.
   """
-  folder = pathlib.Path(workdir) / 'diverged'
-  there = {int(p.stem.removeprefix('step_')): p for p in folder.glob('*.npz')}
+  folder = f'{workdir}/diverged'
+  names = [x for x in files.listdir(folder) if x.endswith('.npz')]
+  there = {int(x[len('step_') : -len('.npz')]): x for x in names}
   step = max(there, default=None) if step is None else step
   if step not in there:
     raise FileNotFoundError(
       f'{folder} keeps no batch of step {step}; found {sorted(there)}'
     )
-  with np.load(there[step]) as found:
+  data = files.read_bytes(f'{folder}/{there[step]}')
+  with np.load(io.BytesIO(data)) as found:
     fields = {name: found[name] for name in form._fields}
     return step, str(found['why']), form(**fields)

@@ -21,6 +21,7 @@ import pathlib
 import re
 
 from absl import app, flags, logging
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,14 +56,14 @@ def export(
   Raises ValueError with the difference if what was written does not read back
   as what was meant; an earlier export of that local name then stays as it was.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = epath.Path(workdir)
   if foreign := not_exported(out):
     raise ValueError(
       f'{out} is not an export (it holds {foreign[:3]}); choose another --out'
     )
   with jax.set_mesh(mesh):
     step, cfg, params = restore(workdir, step, mesh)
-    source = workdir / 'source'
+    source = files.locate(workdir / 'source').path
     if adapter:
       if cfg.lora is None:
         raise ValueError(f'{workdir} has no adapters; leave --adapter out')
@@ -107,7 +108,7 @@ def restore(workdir, step, mesh):
   c = hf.read_json(workdir / 'config.json')
   if 'lora' not in c:
     raise ValueError(f'{workdir}/config.json lacks the field "lora"')
-  cfg = hf.read_config(workdir / 'source' / 'config.json')
+  cfg = hf.read_config(files.locate(workdir / 'source').path / 'config.json')
   if not c['lora']['rank']:
     shardings = tree_shardings(hf.abstract(cfg), mesh)
     step, params = checkpoint.restore_params(workdir, step, shardings)

@@ -20,10 +20,11 @@ import pathlib
 import re
 
 from absl import app, flags
+from etils import epath
 import jax
 import jax.numpy as jnp
 
-from crjax import cluster, engine, export, hf, sampling, tokenizer
+from crjax import cluster, engine, export, files, hf, sampling, tokenizer
 from crjax.inputs import parse_flags
 from crjax.sharding import make_mesh, wait
 
@@ -100,9 +101,10 @@ def find(name, mesh, dtype):
   `load()` gives the decode copy. `name` is a directory, URL or hub name; of a
   run, its newest checkpoint.
   """
-  if (pathlib.Path(name) / 'checkpoints').is_dir():
-    _, cfg, params = export.restore(pathlib.Path(name), None, mesh)
-    path, read = pathlib.Path(name) / 'source', lambda: params
+  run = epath.Path(name)
+  if (run / 'checkpoints').is_dir():
+    _, cfg, params = export.restore(run, None, mesh)
+    path, read = files.locate(run / 'source').path, lambda: params
   else:
     found = hf.inspect(name)
     cfg, path = found.cfg, found.place.path

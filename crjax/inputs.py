@@ -11,6 +11,7 @@ import pathlib
 import traceback
 
 from absl import flags
+from etils import epath
 import jax
 import jax.numpy as jnp
 
@@ -19,6 +20,7 @@ from crjax import (
   cluster,
   data,
   execution,
+  files,
   hf,
   lora,
   metrics,
@@ -37,10 +39,20 @@ MAY_CHANGE = {
   'steps',
   'save_every',
   'keep',
+  'keep_best',
   'samples_every',
   'watchdog',
   'topologies',
   'how',
+  # What fits other machines; losses are the same to rounding.
+  'mesh',
+  'micro',
+  'rows',
+  'slots',
+  'chunk',
+  'remat',
+  'offload',
+  'workers',
 }
 
 
@@ -152,7 +164,7 @@ def parse_flags(argv):
 
 def describe(c, cfg, found):
   """Writes config.json and `source`; refuses a run that is another one."""
-  workdir = pathlib.Path(c.workdir)
+  workdir = epath.Path(c.workdir)
   path, now = workdir / 'config.json', json.loads(c.to_json())
   if path.exists():
     before = json.loads(path.read_text())
@@ -168,10 +180,11 @@ def describe(c, cfg, found):
         + '\nSet them back to resume it, or choose another --config.workdir.'
       )
   if jax.process_index() == 0:
-    if found:
-      hf.remember(found, workdir / 'source', c.tokenizer)
-    else:
-      hf.remember_new(cfg, workdir / 'source', c.tokenizer)
+    with files.local(workdir / 'source') as source:
+      if found:
+        hf.remember(found, source, c.tokenizer)
+      else:
+        hf.remember_new(cfg, source, c.tokenizer)
     checkpoint.write_json(path, now)
 
 

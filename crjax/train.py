@@ -7,9 +7,7 @@ The same command continues a run where it stopped. The config stops here: it is
 unpacked into explicit arguments of functions that know nothing of it.
 """
 
-import contextlib
 import functools
-import pathlib
 
 from absl import app, flags, logging
 import jax
@@ -20,11 +18,9 @@ from crjax import (
   cluster,
   curriculum,
   data,
-  divergence,
   grpo,
   hf,
   lora,
-  metrics,
   model,
   objectives,
   optim,
@@ -43,6 +39,7 @@ from crjax.inputs import (
   open_pool,
   parse_flags,
 )
+from crjax.outputs import note_sandbox, open_checkpoints, open_log, saving
 from crjax.sharding import make_mesh, on_host, tree_shardings
 
 
@@ -53,7 +50,7 @@ def train_sft(c):
     mesh = make_mesh(c.mesh)
   with (
     jax.set_mesh(mesh),
-    checkpoint.open_manager(c.workdir, keep=c.keep) as m,
+    open_checkpoints(c) as m,
     cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
     batches = open_examples(c, tok)
@@ -62,12 +59,17 @@ def train_sft(c):
     frozen = load_frozen(c, cfg, load, mesh)
     update = sft_update(c, cfg, optimizer, rate, frozen=frozen)
     state = start(c, m, mesh, cfg, load, optimizer, batches)
-    with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
-      run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
-      due, save = saving(c, m, steps, beat)
-      run(
+    with (
+      open_log(c, state, steps) as (log, send),
+      jax.transfer_guard('disallow'),
+    ):
+      due, save, log = saving(c, m, steps, beat, log, send)
+      sft.run(
         state,
         batches,
+        mesh=mesh,
+        update=update,
+        log=log,
         save=save,
         due=due,
         count=functools.partial(sft.count, cfg),
@@ -82,7 +84,7 @@ def train_grpo(c):
     mesh = make_mesh(c.mesh)
   with (
     jax.set_mesh(mesh),
-    checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
+    open_checkpoints(c) as manager,
     open_pool(c) as pool,
     cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
@@ -101,10 +103,10 @@ def train_grpo(c):
       c, manager, mesh, cfg, load, optimizer, prompts, state_scalars(c)
     )
     with (
-      open_log(c, state, c.steps, watch.alarms) as log,
+      open_log(c, state, c.steps, watch.alarms) as (log, send),
       jax.transfer_guard('disallow'),
     ):
-      due, save = saving(c, manager, c.steps, beat)
+      due, save, log = saving(c, manager, c.steps, beat, log, send)
       grpo.run(
         state,
         prompts,
@@ -345,76 +347,6 @@ def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
   batches.set_state(position)
   print(f'{c.task}: resumed at step {manager.latest_step()} in {c.workdir}')
   return state
-
-
-def note_sandbox(c, report):
-  """Says, and keeps in the run, how programs are isolated on this machine."""
-  if jax.process_index() == 0:
-    checkpoint.write_json(pathlib.Path(c.workdir) / 'sandbox.json', report)
-  print(f'{c.task}: programs run at isolation level {report["level"]}')
-
-
-def saving(c, manager, steps: int, beat):
-  """(due, save) of a run: when its state is kept, and how.
-
-  `due(step)`, once a step, is true every c.save_every, at the end, at step 0 of
-  a random start, which exists nowhere else, and after SIGTERM to whichever
-  process. Then `save(step, state, batches)` writes; told to stop, it ends the
-  process with the status cluster.SAVED. `beat`: see cluster.watchdog.
-  """
-  stopping, told = cluster.listen(), []
-
-  def due(step):
-    beat(step)
-    if stopping(step) and step < steps:
-      told.append(step)
-    first = step == 0 and not c.model
-    regular = step and (step % c.save_every == 0 or step == steps)
-    return bool(first or regular or told)
-
-  def save(step, state, batches):
-    divergence.check_state(c.workdir, step, state['params'])
-    checkpoint.save(manager, step, state, batches.get_state())
-    if told:
-      manager.wait_until_finished()
-      print(
-        f'{c.task}: told to stop: saved step {step} of {steps} in {c.workdir}; '
-        'the same command continues',
-        flush=True,
-      )
-      raise SystemExit(cluster.SAVED)
-
-  return due, save
-
-
-@contextlib.contextmanager
-def open_log(c, state, steps: int, alarms=lambda lines: {}):
-  """Yields log(step, metrics, batch, tokens, rows): files, progress, samples.
-
-  The first process of several writes for all. All of them end a run that has
-  diverged, see divergence.py.
-  """
-  check = divergence.make_check(c.workdir, by_loss=c.task == 'sft')
-  if jax.process_index():
-    yield lambda step, scalars, batch, **_: check(step, scalars, batch)
-    return
-  with metrics.Writer(
-    c.workdir,
-    start_step=int(jax.device_get(state['step'])),
-    total_steps=steps,
-    alarms=alarms,
-    chips=jax.device_count(),
-    peak=metrics.peak(jax.devices()[0].device_kind),
-  ) as writer:
-
-    def log(step, scalars, batch, tokens, rows=(), **counts):
-      numbers = {k: float(v) for k, v in scalars.items()}
-      writer.write(step, numbers, tokens, **counts)
-      if rows and (step % c.samples_every == 0 or step == steps):
-        writer.samples(step, rows)
-      check(step, scalars, batch)
-
-    yield log
 
 
 def define_flags():
