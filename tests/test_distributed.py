@@ -205,13 +205,8 @@ def trained(smoke_data, policy, tmp_path_factory):
   return path / 'run'
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    'evaluate',
-    *(pytest.param(n, marks=pytest.mark.slow) for n in ('export', 'generate')),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', COMMANDS)
 def test_two_processes_write_what_one_writes(
   name, smoke_data, policy, tmp_path, request
 ):
