@@ -113,6 +113,15 @@ def read_bytes(path) -> bytes:
     return file.read()
 
 
+@contextlib.contextmanager
+def fetched(url):
+  """A local copy of a bucket's file, for as long as it is needed."""
+  with tempfile.TemporaryDirectory(prefix='crjax-') as folder:
+    path = f'{folder}/{os.path.basename(url)}'
+    copy(url, path)
+    yield path
+
+
 def walk(path) -> dict[str, int]:
   """{file: size} of all that is in a directory, by their paths in it."""
   path = os.fspath(path)

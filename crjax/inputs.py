@@ -118,7 +118,7 @@ def named(sources) -> tuple:
 def find_data(sources):
   """Raises FileNotFoundError for a missing file; the hub is not asked."""
   for path in named(sources):
-    if not (is_hub_name(path) or pathlib.Path(path).exists()):
+    if not (is_hub_name(path) or files.exists(path)):
       raise FileNotFoundError(f'{path} does not exist')
 
 
