@@ -245,13 +245,13 @@ def assert_nothing_is_lost(smoke_data, job, straight, task='sft', **values):
 
 @pytest.mark.slow
 def test_a_source_that_never_answers_is_named(smoke_data, tmp_path):
-  """A pipe that nobody writes to, from the start."""
-  pipe = tmp_path / 'data.jsonl'
-  os.mkfifo(pipe)
-  with Job(smoke_data, tmp_path / 'run', 1, data=pipe, watchdog=20) as job:
-    (output,) = job.outputs()
-  assert job.codes() == [cluster.HUNG], output
-  assert 'open_examples' in table(output)[0]
+  """While a run begins there is a watch already."""
+  code = STALLED.format(where=('crjax.data', 'examples', ''), when=1)
+  with Job(smoke_data, tmp_path, 2, code=code, watchdog=30) as job:
+    outputs = job.outputs()
+  assert job.codes()[1] == cluster.HUNG, outputs
+  line = table(outputs[1])[0]
+  assert line.startswith('process 1') and '> open_examples (' in line
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_the_page_of_gpus_with_ssh(newcomer):
     if ' up ' in line:
       eventually(lambda: newcomer.called().count('\n') == 2)
   lines = sorted(newcomer.called().splitlines())
-  assert [line[:17] for line in lines] == [f'{i} -m crjax.train' for i in '01']
+  assert [line[:16] for line in lines] == [f'{i} -m crjax.train' for i in '01']
 
 
 def test_the_page_of_gpus_with_slurm(newcomer):
