@@ -120,7 +120,7 @@ def watchdog(workdir, seconds: float):
   exception ends its process at once, with the same table: others wait for it.
   """
   mine = {'host': socket.gethostname(), 'pid': os.getpid(), 'step': None}
-  beats, over, heard = [time.time()], threading.Event(), {}
+  beats, over = [time.time()], threading.Event()
   main = threading.main_thread().ident
   pause = min(seconds / 4, NOTE_SECONDS)
 
@@ -128,54 +128,71 @@ def watchdog(workdir, seconds: float):
     mine['step'] = step
     beats[0] = time.time()
 
-  def note(**more):
+  def note(at: str):
     with contextlib.suppress(OSError):  # A full disk ends no run from here.
-      text = json.dumps(mine | more | {'time': time.time()})
+      text = json.dumps(mine | {'at': at, 'time': time.time()})
       files.write_text(_note(workdir), text)
-    _hear(workdir, heard)
 
-  def look():
+  def speak():
     told = set()
+    note('its start')
     while not over.wait(pause):
-      idle = time.time() - beats[0]
-      place = _place(main)
-      note(idle=round(idle), at=place)
-      for line in sorted({*_silent(heard, SILENT_SECONDS)} - told):
+      note(_place(main))
+      if jax.process_index():  # One listens for all: a bucket is slow.
+        continue
+      for line in sorted({*_silent(_hear(workdir), SILENT_SECONDS)} - told):
         told.add(line)
         print(f'watchdog: {line}: dead or cut off?', file=sys.stderr)
+
+  def look():  # Apart from what speaks: files, too, may be what hangs.
+    while not over.wait(pause):
+      idle = time.time() - beats[0]
       if idle > seconds:
+        place = _place(main)
         what = f'no step in {idle:.0f} s (config.watchdog), at {place}'
-        print(_report('watchdog', what, mine['step'], heard), file=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
-        sys.stderr.flush()
-        note(at=f'its end, hung at {place}')
+        last_words('watchdog', what, f'hung at {place}')
         # Where one process ends, JAX ends the others: they speak first.
         time.sleep(2 * pause if jax.process_count() > 1 else 0)
         os._exit(HUNG)  # The main thread may never come back to be asked.
 
-  note(at='start')
-  thread = threading.Thread(target=look, name='watchdog', daemon=True)
-  thread.start()
+  def last_words(name, what, end):
+    print(f'{name}: {what}', file=sys.stderr, flush=True)
+
+    def work():
+      note(f'its end, {end}')
+      print(_report(mine['step'], _hear(workdir)), file=sys.stderr, flush=True)
+
+    _briefly(work, pause)
+
+  threads = [threading.Thread(target=f, daemon=True) for f in (speak, look)]
+  for thread in threads:
+    thread.start()
   try:
     yield beat
   except Exception as error:
     if jax.process_count() == 1:
       raise
     over.set()
-    thread.join()
     traceback.print_exc()
     what = f'{type(error).__name__}: {error}'.partition('\n')[0]
-    note(at=f'its end, by {what}')
+    note(f'its end, by {what}')
     if isinstance(error, jax.errors.JaxRuntimeError):
-      _find_lost(workdir, heard, 2.5 * pause)
-      what = '; '.join([*_silent(heard, 2.5 * pause), what])
-    print(_report('lost', what, mine['step'], heard), file=sys.stderr)
-    sys.stderr.flush()
+      what = '; '.join([*_find_lost(workdir, 2.5 * pause), what])
+    last_words('lost', what, f'by {what}')
     os._exit(1)
   finally:
     over.set()
-    thread.join()
+    for thread in threads:
+      thread.join(pause)
     files.remove(_note(workdir))
+
+
+def _briefly(work, seconds: float):
+  """Does what may hang, and goes on without it then."""
+  thread = threading.Thread(target=work, daemon=True)
+  thread.start()
+  thread.join(seconds)
 
 
 def _note(workdir, index=None) -> str:
@@ -183,35 +200,36 @@ def _note(workdir, index=None) -> str:
   return f'{workdir}/processes/{index}.json'
 
 
-def _hear(workdir, heard: dict):
-  """Keeps {process: (its note, when it was new)}, by the clock of this one."""
+def _hear(workdir) -> dict:
+  """{process: its last note}, of those that have left one."""
+  heard = {}
   for index in range(jax.process_count()):
     with contextlib.suppress(OSError, ValueError):
-      note = json.loads(files.read_bytes(_note(workdir, index)))
-      if index not in heard or heard[index][0] != note:
-        heard[index] = note, time.monotonic()
+      heard[index] = json.loads(files.read_bytes(_note(workdir, index)))
+  return heard
 
 
 def _silent(heard: dict, seconds: float):
   """Sentences about processes whose last note is so old."""
-  for index, (note, since) in heard.items():
-    if time.monotonic() - since > seconds:
+  for index, note in heard.items():
+    if time.time() - note['time'] > seconds:
       yield (
         f'process {index} ({note["host"]}, pid {note["pid"]}) has not been '
         f'heard of for {seconds:.0f} s'
       )
 
 
-def _find_lost(workdir, heard: dict, seconds: float):
-  """Waits until a process is silent for so long, or has told its end."""
+def _find_lost(workdir, seconds: float) -> list[str]:
+  """Waits until others are silent for so long, or one has told its end."""
   last = time.monotonic() + 2 * seconds
-  while time.monotonic() < last and not any(_silent(heard, seconds)):
-    time.sleep(0.5)
-    _hear(workdir, heard)
-    # This process will not write again.
+  while time.monotonic() < last:
+    heard = _hear(workdir)
     heard.pop(jax.process_index(), None)
-    if any('its end' in note['at'] for note, _ in heard.values()):
-      return
+    ended = any('its end' in note['at'] for note in heard.values())
+    if ended or any(_silent(heard, seconds)):
+      return list(_silent(heard, seconds))
+    time.sleep(0.5)
+  return []
 
 
 def _place(thread: int) -> str:
@@ -230,22 +248,22 @@ def _place(thread: int) -> str:
   return f'{names} ({name}:{line.lineno} {line.line})'
 
 
-def _report(name: str, what: str, step, heard: dict) -> str:
+def _report(step, heard: dict) -> str:
   lines = [
-    f'{name}: {what}, on process {jax.process_index()} of '
-    f'{jax.process_count()}, after step {step}. The processes of this job, '
-    'those that hold the others up first:'
+    f'This is process {jax.process_index()} of {jax.process_count()}, after '
+    f'step {step}. The processes of this job, those that hold the others up '
+    'first:'
   ]
   # Who is in a collective waits for the others; so does who still speaks.
-  order = lambda x: ('(sharding.py:' in x[1][0]['at'], x[1][1])
-  for index, (note, since) in sorted(heard.items(), key=order):
+  order = lambda x: ('(sharding.py:' in x[1]['at'], x[1]['time'])
+  for index, note in sorted(heard.items(), key=order):
     lines.append(
       f'  process {index} ({note["host"]}, pid {note["pid"]}): step '
-      f'{note["step"]}, last heard of {time.monotonic() - since:.0f} s ago, '
+      f'{note["step"]}, last heard of {time.time() - note["time"]:.0f} s ago, '
       f'at {note["at"]}'
     )
   lines.append(
-    'Ends this process; the launcher starts the job again, and it resumes from '
-    'its last checkpoint'
+    'It ends; the launcher starts the job again, which resumes from its last '
+    'checkpoint'
   )
   return '\n'.join(lines)

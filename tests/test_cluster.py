@@ -264,7 +264,7 @@ def test_an_error_of_one_process_ends_all(smoke_data, tmp_path):
     outputs = job.outputs()
   assert time.monotonic() - began < STEP_SECONDS
   assert job.codes()[1] == 1
-  assert 'OSError: no such disk, on process 1' in outputs[1]
+  assert 'lost: OSError: no such disk' in outputs[1]
   assert job.codes()[0] not in (0, 2, cluster.SAVED)
   assert 'its end, by OSError: no such disk' in outputs[0]
 
