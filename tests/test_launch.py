@@ -298,7 +298,7 @@ SLURM = {
 esac""",
   'scancel': 'pkill -TERM -f "$SHARED/node"',
   # Both nodes of the step; the code of the step is that of the last to fail.
-  'srun': """shift
+  'srun': """while [[ $1 = --* ]]; do shift; done
 for i in 0 1; do SLURM_PROCID=$i "$@" & pids="$pids $!"; done
 code=0
 for p in $pids; do wait $p || code=$?; done
