@@ -42,7 +42,7 @@ class Manager(ocp.CheckpointManager):
         if jax.process_index() == 0:
           manifest.seal(path)
       except OSError as error:
-        print(f'{path} has no manifest: {error}', flush=True)
+        print(f'{path} has no checksums: {error}', flush=True)
 
     self._following = threading.Thread(target=work, name='follow')
     self._following.start()
