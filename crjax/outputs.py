@@ -23,9 +23,11 @@ def note_sandbox(c, report):
 @contextlib.contextmanager
 def open_checkpoints(c):
   """See `checkpoint.open_manager`; what it cannot write ends the run."""
-  how = {'keep': c.keep, 'best': c.keep_best}
+  with cluster.inputs('This run cannot keep checkpoints'):
+    how = {'keep': c.keep, 'best': c.keep_best}
+    manager = checkpoint.open_manager(c.workdir, **how)
   try:
-    with checkpoint.open_manager(c.workdir, **how) as manager:
+    with manager:
       yield manager
   except checkpoint.Unwritten as error:
     cluster.end(f'{c.task}: {error}', 1)

@@ -121,6 +121,31 @@ def test_people_copy_into_and_out_of_a_bucket(bucket, tmp_path):
   assert [name for _, name in sent if '/checkpoints/' in name] == [last]
 
 
+REFUSED = """
+import sys
+import jax.numpy as jnp
+from crjax import checkpoint
+try:
+  with checkpoint.open_manager(sys.argv[1], keep=2) as manager:
+    checkpoint.save(manager, 7, {'x': jnp.arange(1000.0)}, {})
+except checkpoint.Unwritten as error:
+  print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('what', ['7/', '7/state/'])
+def test_a_bucket_that_refuses_is_named(bucket, what):
+  url, start = 'gs://crjax/refused', f'refused/checkpoints/{what}'
+  refuse = lambda method, name: method == 'POST' and name.startswith(start)
+  bucket[0].fail = lambda *asked: 403 if refuse(*asked) else None
+  said = run(bucket, '-c', REFUSED, url).splitlines()
+  bucket[0].fail = lambda method, name: None
+  (line,) = [x for x in said if x.startswith(f'{url}/checkpoints: a checkp')]
+  assert 'cannot be written: ' in line and '403' in line
+  assert said[-1].endswith('the same command continues from the newest')
+
+
 @pytest.mark.slow
 def test_a_run_in_a_bucket_resumes_and_is_exported(
   bucket, smoke_data, tmp_path

@@ -75,7 +75,7 @@ def describe(path):
   found = json.loads(numbers.read_text()) if numbers.exists() else {}
   text = ' '.join(f'{k} {v:.4g}' for k, v in found.items())
   if manifest.read(path) is None:
-    state = 'no manifest: try verify'
+    state = 'no checksums: try verify'
   elif wrong := manifest.damage(path, hashes=False):
     state = f'DAMAGED: {manifest.told(wrong)}'
   else:

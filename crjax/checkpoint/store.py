@@ -42,7 +42,7 @@ class Manager(ocp.CheckpointManager):
         if jax.process_index() == 0:
           manifest.seal(path)
       except OSError as error:
-        print(f'{path} has no manifest: {error}', flush=True)
+        print(f'{path} has no checksums: {error}', flush=True)
 
     self._following = threading.Thread(target=work, name='follow')
     self._following.start()
@@ -126,9 +126,16 @@ def save(manager, step: int, state, position: dict, numbers=None):
   manager.wait_until_finished()
   try:
     manager.save(step, args=args, metrics=numbers)
-  except OSError as error:
-    raise failure(manager.directory, error) from error
+  except Exception as error:
+    if isinstance(error, OSError) or _of_tensorflow(error):
+      raise failure(manager.directory, error) from error
+    raise
   manager.follow(step)
+
+
+def _of_tensorflow(error) -> bool:
+  """Whether it comes from a bucket: such errors are no OSErrors."""
+  return type(error).__module__.startswith('tensorflow')
 
 
 def failure(path, error) -> Unwritten:
@@ -144,8 +151,8 @@ def failure(path, error) -> Unwritten:
       '--config.keep; `python -m crjax.checkpoint ls` shows what they take'
     )
   return Unwritten(
-    f'{path}: a checkpoint cannot be written: {text}. Those that are there are '
-    'whole: the same command continues from the newest'
+    f'{path}: a checkpoint cannot be written: {text.splitlines()[0]}. Those '
+    'that are there are whole: the same command continues from the newest'
   )
 
 
