@@ -120,53 +120,20 @@ def watchdog(workdir, seconds: float):
   exception ends its process at once, with the same table: others wait for it.
   """
   mine = {'host': socket.gethostname(), 'pid': os.getpid(), 'step': None}
-  beats, over = [time.time()], threading.Event()
-  main = threading.main_thread().ident
+  beats, over = [time.monotonic()], threading.Event()
   pause = min(seconds / 4, NOTE_SECONDS)
 
   def beat(step: int):
     mine['step'] = step
-    beats[0] = time.time()
+    beats[0] = time.monotonic()
 
-  def note(at: str):
-    with contextlib.suppress(OSError):  # A full disk ends no run from here.
-      text = json.dumps(mine | {'at': at, 'time': time.time()})
-      files.write_text(_note(workdir), text)
-
-  def speak():
-    told = set()
-    note('its start')
-    while not over.wait(pause):
-      note(_place(main))
-      if jax.process_index():  # One listens for all: a bucket is slow.
-        continue
-      for line in sorted({*_silent(_hear(workdir), SILENT_SECONDS)} - told):
-        told.add(line)
-        print(f'watchdog: {line}: dead or cut off?', file=sys.stderr)
-
-  def look():  # Apart from what speaks: files, too, may be what hangs.
-    while not over.wait(pause):
-      idle = time.time() - beats[0]
-      if idle > seconds:
-        place = _place(main)
-        what = f'no step in {idle:.0f} s (config.watchdog), at {place}'
-        faulthandler.dump_traceback(all_threads=True)
-        last_words('watchdog', what, f'hung at {place}')
-        # Where one process ends, JAX ends the others: they speak first.
-        time.sleep(2 * pause if jax.process_count() > 1 else 0)
-        os._exit(HUNG)  # The main thread may never come back to be asked.
-
-  def last_words(name, what, end):
-    print(f'{name}: {what}', file=sys.stderr, flush=True)
-
-    def work():
-      note(f'its end, {end}')
-      print(_report(mine['step'], _hear(workdir)), file=sys.stderr, flush=True)
-
-    _briefly(work, pause)
-
-  threads = [threading.Thread(target=f, daemon=True) for f in (speak, look)]
+  idle = lambda: time.monotonic() - beats[0]
+  threads = [  # Apart, as files may be what hangs.
+    threading.Thread(target=work, args=(workdir, mine, over, pause, *more))
+    for work, more in ((_speak, ()), (_look, (idle, seconds)))
+  ]
   for thread in threads:
+    thread.daemon = True
     thread.start()
   try:
     yield beat
@@ -174,18 +141,65 @@ def watchdog(workdir, seconds: float):
     if jax.process_count() == 1:
       raise
     over.set()
-    traceback.print_exc()
-    what = f'{type(error).__name__}: {error}'.partition('\n')[0]
-    note(f'its end, by {what}')
-    if isinstance(error, jax.errors.JaxRuntimeError):
-      what = '; '.join([*_find_lost(workdir, 2.5 * pause), what])
-    last_words('lost', what, f'by {what}')
-    os._exit(1)
+    _fail(workdir, mine, pause, error)
   finally:
     over.set()
     for thread in threads:
       thread.join(pause)
     files.remove(_note(workdir))
+
+
+def _speak(workdir, mine, over, pause):
+  """Leaves notes; process 0, for all, says who has stopped to."""
+  told = set()
+  _write(workdir, mine, 'its start')
+  while not over.wait(pause):
+    _write(workdir, mine, _place())
+    heard = _hear(workdir) if jax.process_index() == 0 else {}
+    for line in sorted({*_silent(heard, SILENT_SECONDS)} - told):
+      told.add(line)
+      print(f'watchdog: {line}: dead or cut off?', file=sys.stderr, flush=True)
+
+
+def _look(workdir, mine, over, pause, idle, seconds):
+  """Ends this process when it has been idle for too long."""
+  while not over.wait(pause):
+    if idle() > seconds:
+      place = _place()
+      what = f'no step in {idle():.0f} s (config.watchdog), at {place}'
+      faulthandler.dump_traceback(all_threads=True)
+      _last_words(workdir, mine, pause, f'watchdog: {what}', f'hung at {place}')
+      # Where one process ends, JAX ends the others: they speak first.
+      time.sleep(2 * pause if jax.process_count() > 1 else 0)
+      os._exit(HUNG)  # The main thread may never come back to be asked.
+
+
+def _fail(workdir, mine, pause, error):
+  """Ends this process of several by an error, its own or that of another."""
+  traceback.print_exc()
+  what = f'{type(error).__name__}: {error}'.partition('\n')[0]
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    _briefly(lambda: _write(workdir, mine, f'its end, by {what}'), pause)
+    what = '; '.join([*_find_lost(workdir, 2.5 * pause), what])
+  _last_words(workdir, mine, pause, f'lost: {what}', f'by {what}')
+  os._exit(1)
+
+
+def _last_words(workdir, mine, pause, what, end):
+  print(what, file=sys.stderr, flush=True)
+
+  def work():
+    _write(workdir, mine, f'its end, {end}')
+    text = _report(mine['step'], _hear(workdir))
+    print(text, file=sys.stderr, flush=True)
+
+  _briefly(work, pause)
+
+
+def _write(workdir, mine, at: str):
+  with contextlib.suppress(OSError):  # A full disk ends no run from here.
+    text = json.dumps(mine | {'at': at, 'time': time.time()})
+    files.write_text(_note(workdir), text)
 
 
 def _briefly(work, seconds: float):
@@ -232,9 +246,9 @@ def _find_lost(workdir, seconds: float) -> list[str]:
   return []
 
 
-def _place(thread: int) -> str:
-  """The functions of ours that a thread is in, and its innermost line."""
-  frame = sys._current_frames().get(thread)
+def _place() -> str:
+  """The functions of ours that the main thread is in; its innermost line."""
+  frame = sys._current_frames().get(threading.main_thread().ident)
   ours = [
     line
     for line in traceback.extract_stack(frame)

@@ -28,7 +28,7 @@ GRPO = {'questions': 4, 'groups': 4, 'rollouts': 2, 'completion_length': 16}
 VALUES = {'sft': SFT, 'grpo': COMMON | GRPO | {'steps': 1000}}
 SHAPE = model.Config(V=512, L=1, D=32, F=48, N=2, K=1, H=16, tied=True)
 ROWS = 120  # Of the fixture smoke_data.
-STEP_SECONDS = 180  # For a first step on a busy machine of two cores.
+STEP_SECONDS = 600  # For a first step on a very busy machine of two cores.
 
 
 class Job:
@@ -250,8 +250,8 @@ def test_a_source_that_never_answers_is_named(smoke_data, tmp_path):
   with Job(smoke_data, tmp_path, 2, code=code, watchdog=30) as job:
     outputs = job.outputs()
   assert job.codes()[1] == cluster.HUNG, outputs
-  line = table(outputs[1])[0]
-  assert line.startswith('process 1') and '> open_examples (' in line
+  (line,) = [x for x in table(outputs[1]) if x.startswith('process 1')]
+  assert '> open_examples (' in line
 
 
 @pytest.mark.slow
