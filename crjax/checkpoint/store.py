@@ -79,7 +79,13 @@ def open_manager(workdir, *, keep: int | None, best: str = '') -> Manager:
     )
     policy = policies.AnyPreservationPolicy([policy, one])
   options = ocp.CheckpointManagerOptions(
-    preservation_policy=policy, best_fn=score, cleanup_tmp_directories=True
+    preservation_policy=policy,
+    best_fn=score,
+    cleanup_tmp_directories=True,
+    # Where one cannot be made, Orbax's threads would wait 20 minutes for it.
+    async_options=ocp.options.AsyncOptions(
+      create_directories_asynchronously=False
+    ),
   )
   return Manager(directory(workdir), options=options)
 
