@@ -27,7 +27,7 @@ DIVERGED = 3  # Nor here: the same batch would come again.
 SAVED = 75  # EX_TEMPFAIL: told to stop, saved, wants to be started again.
 HUNG = 70  # EX_SOFTWARE: ended by its own watchdog.
 NOTE_SECONDS = 10  # Between two notes of where a process stands.
-SILENT_SECONDS = 60  # Without a new one, a process is called silent.
+SILENT_SECONDS = 30  # Without a new one. JAX ends all after about 60.
 REFUSING_SECONDS = 5  # For the other processes to find the same fault.
 # Errors of the machine or the network, which may be gone at the next try.
 GIVEN = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -156,9 +156,10 @@ def _speak(workdir, mine, over, pause):
   while not over.wait(pause):
     _write(workdir, mine, _place())
     heard = _hear(workdir) if jax.process_index() == 0 else {}
-    for line in sorted({*_silent(heard, SILENT_SECONDS)} - told):
-      told.add(line)
-      print(f'watchdog: {line}: dead or cut off?', file=sys.stderr, flush=True)
+    if new := {*_silent(heard, SILENT_SECONDS)} - told:
+      told |= new
+      text = f'watchdog: {"; ".join(sorted(new))}: dead or cut off?\n'
+      print(text + _report(mine['step'], heard), file=sys.stderr, flush=True)
 
 
 def _look(workdir, mine, over, pause, idle, seconds):
@@ -191,7 +192,12 @@ def _last_words(workdir, mine, pause, what, end):
   def work():
     _write(workdir, mine, f'its end, {end}')
     text = _report(mine['step'], _hear(workdir))
-    print(text, file=sys.stderr, flush=True)
+    print(
+      text + '\nIt ends; the launcher starts the job again, which resumes from '
+      'its last checkpoint',
+      file=sys.stderr,
+      flush=True,
+    )
 
   _briefly(work, pause)
 
@@ -268,16 +274,14 @@ def _report(step, heard: dict) -> str:
     f'step {step}. The processes of this job, those that hold the others up '
     'first:'
   ]
-  # Who is in a collective waits for the others; so does who still speaks.
-  order = lambda x: ('(sharding.py:' in x[1]['at'], x[1]['time'])
+  # First who is silent; who is in a collective waits for the others.
+  speaks = lambda note: time.time() - note['time'] < 2.5 * NOTE_SECONDS
+  waits = lambda note: '(sharding.py:' in note['at']
+  order = lambda x: (speaks(x[1]), waits(x[1]), x[1]['time'])
   for index, note in sorted(heard.items(), key=order):
     lines.append(
       f'  process {index} ({note["host"]}, pid {note["pid"]}): step '
       f'{note["step"]}, last heard of {time.time() - note["time"]:.0f} s ago, '
       f'at {note["at"]}'
     )
-  lines.append(
-    'It ends; the launcher starts the job again, which resumes from its last '
-    'checkpoint'
-  )
   return '\n'.join(lines)
