@@ -19,7 +19,7 @@ from crjax import (
   tokenizer,
   watch,
 )
-from crjax.sharding import gather, sum_over_processes
+from crjax.sharding import all_processes, gather
 
 
 def run(
@@ -35,7 +35,8 @@ def run(
     advantage: (Prompts, Rollout, rewards_QR) -> adv_QR, see `make_advantage`.
     batch: (Prompts, Rollout, rewards_QR, adv_QR) -> Batch, see `make_batch`.
     update: (state, Batch on the host) -> (state, metrics on the device).
-    log: called with (step, metrics, tokens sampled, rows of samples).
+    log: called with (step, metrics, Batch, tokens sampled, rows of samples); it
+      may end the run.
     due: step -> whether its state is kept, asked once a step.
     save: called with (step, state, prompts) where it is.
     steps: total batches of the run.
@@ -51,7 +52,7 @@ def run(
     host = watch.summarize(rewards_QR, adv_QR, rolled, rows)
     watch.describe(rows, adv_QR, rolled)
     metrics = gather(metrics) | host
-    log(step, metrics, tokens=int(rolled.mask_BT.sum()), rows=rows)
+    log(step, metrics, inputs, tokens=int(rolled.mask_BT.sum()), rows=rows)
     if due(step):
       save(step, state, prompts)
   return state
@@ -167,15 +168,13 @@ def make_judge(tok, pool, *, rollouts: int, steps: int, pad_id: int):
   """(tasks, Completions) -> (Rollout on the host, rewards_QR, rows).
 
   Completions are judged while others are sampled, each process its share; all
-  processes see all rewards. `rows` describe this process's share, for the
-  sample table.
+  processes see all `rows`, which describe completions for the sample table.
   """
 
   def judge(tasks, completions):
     tasks_B = [task for task in tasks for _ in range(rollouts)]
     rolled = no_rollout(len(tasks_B), steps, pad_id)
-    rewards_B, rows = np.zeros(len(tasks_B), np.float32), []
-    work, waiting = None, []
+    rows, work, waiting = [], None, []
     with futures.ThreadPoolExecutor(1) as thread:
       for done in completions:
         write(rolled, done)
@@ -187,11 +186,9 @@ def make_judge(tok, pool, *, rollouts: int, steps: int, pad_id: int):
           waiting = []
     rows += work.result() if work else []
     rows += score(tasks_B, waiting, tok, pool)
-    rows.sort(key=lambda row: row['row'])
-    for row in rows:
-      rewards_B[row['row']] = row['reward']
-    rewards_QR = sum_over_processes(rewards_B).reshape(-1, rollouts)
-    return rolled, rewards_QR, rows
+    rows = sorted(all_processes(rows), key=lambda row: row['row'])
+    rewards_B = np.array([row['reward'] for row in rows], np.float32)
+    return rolled, rewards_B.reshape(-1, rollouts), rows
 
   return judge
 
