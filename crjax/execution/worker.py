@@ -47,7 +47,7 @@ CLOSING_SECONDS = 0.2
 def main():
   control, config = int(sys.argv[1]), json.loads(sys.argv[2])
   be_first_victim()
-  load()
+  load(config['modules'], config['paths'])
   link = socket.socket(fileno=control)
   buffer = bytearray(wire.REPLY_BYTES)
   base_bytes = size_of_this_process()
@@ -78,13 +78,14 @@ def main():
   serve(link, memoryview(buffer), tools)
 
 
-def load():
+def load(more, paths):
   """Imports what programs may import, every text codec included.
 
   A codec that is loaded on demand would be missing later, and a program that
   swallows the LookupError would return another value than outside.
   """
-  for name in MODULES.split():
+  sys.path += [path for path in paths if path not in sys.path]
+  for name in [*MODULES.split(), *more]:
     importlib.import_module(name)
   for file in os.listdir(encodings.__path__[0]):
     name, _, ending = file.partition('.')
