@@ -254,8 +254,12 @@ def _fused(loss, x_BTD, w_VD, rows, temperature, *, chunk, split, gradient):
   )
   totals = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
   made = (jnp.zeros_like(x_MD), jnp.zeros(w_VD.shape, jnp.float32))
-  totals, dx_MD, dw_VD = jax.lax.fori_loop(
-    0, -(-count // C), step, (totals, *(made if gradient else ((), ())))
+  # The minimum changes nothing: it tells `crjax.plan` the most turns there are.
+  turns, most = -(-count // C), -(-M // C)
+  _, (totals, dx_MD, dw_VD) = jax.lax.while_loop(
+    lambda turn: turn[0] < jnp.minimum(turns, most),
+    lambda turn: (turn[0] + 1, step(*turn)),
+    (0, (totals, *(made if gradient else ((), ())))),
   )
   totals = jax.lax.psum(totals, split.tokens)
   if not gradient:
