@@ -19,11 +19,22 @@ from crjax import (
   tokenizer,
   watch,
 )
-from crjax.sharding import gather, sum_over_processes
+from crjax.sharding import all_processes, gather
 
 
 def run(
-  state, prompts, *, collect, advantage, batch, update, log, due, save, steps
+  state,
+  prompts,
+  *,
+  collect,
+  advantage,
+  lines,
+  batch,
+  update,
+  log,
+  due,
+  save,
+  steps,
 ):
   """Trains to `steps` from wherever `state` and `prompts` stand.
 
@@ -33,7 +44,9 @@ def run(
     collect: (state, prompts) -> (Prompts, Rollout on the host, rewards_QR,
       rows of samples), see `make_collect`.
     advantage: (Prompts, Rollout, rewards_QR) -> adv_QR, see `make_advantage`.
-    batch: (Prompts, Rollout, rewards_QR, adv_QR) -> Batch, see `make_batch`.
+    lines: (Rollout, rows) -> extra_BT, see `make_lines`.
+    batch: (Prompts, Rollout, rewards_QR, adv_QR, extra_BT) -> Batch, see
+      `make_batch`.
     update: (state, Batch on the host) -> (state, metrics on the device).
     log: called with (step, metrics, tokens sampled, rows of samples).
     due: step -> whether its state is kept, asked once a step.
@@ -46,7 +59,8 @@ def run(
   for step in range(start + 1, steps + 1):
     questions, rolled, rewards_QR, rows = collect(state, prompts)
     adv_QR = advantage(questions, rolled, rewards_QR)
-    inputs = batch(questions, rolled, rewards_QR, adv_QR)
+    extra_BT = lines(rolled, rows)
+    inputs = batch(questions, rolled, rewards_QR, adv_QR, extra_BT)
     state, metrics = update(state, inputs)
     host = watch.summarize(rewards_QR, adv_QR, rolled, rows)
     watch.describe(rows, adv_QR, rolled)
@@ -167,15 +181,13 @@ def make_judge(tok, pool, *, rollouts: int, steps: int, pad_id: int):
   """(tasks, Completions) -> (Rollout on the host, rewards_QR, rows).
 
   Completions are judged while others are sampled, each process its share; all
-  processes see all rewards. `rows` describe this process's share, for the
-  sample table.
+  processes see all `rows`, which describe completions for the sample table.
   """
 
   def judge(tasks, completions):
     tasks_B = [task for task in tasks for _ in range(rollouts)]
     rolled = no_rollout(len(tasks_B), steps, pad_id)
-    rewards_B, rows = np.zeros(len(tasks_B), np.float32), []
-    work, waiting = None, []
+    rows, work, waiting = [], None, []
     with futures.ThreadPoolExecutor(1) as thread:
       for done in completions:
         write(rolled, done)
@@ -187,11 +199,9 @@ def make_judge(tok, pool, *, rollouts: int, steps: int, pad_id: int):
           waiting = []
     rows += work.result() if work else []
     rows += score(tasks_B, waiting, tok, pool)
-    rows.sort(key=lambda row: row['row'])
-    for row in rows:
-      rewards_B[row['row']] = row['reward']
-    rewards_QR = sum_over_processes(rewards_B).reshape(-1, rollouts)
-    return rolled, rewards_QR, rows
+    rows = sorted(all_processes(rows), key=lambda row: row['row'])
+    rewards_B = np.array([row['reward'] for row in rows], np.float32)
+    return rolled, rewards_B.reshape(-1, rollouts), rows
 
   return judge
 
@@ -258,11 +268,45 @@ def make_advantage(
   return advantage
 
 
+def make_lines(tok, *, rollouts: int, coef: float):
+  """(Rollout, rows) -> extra_BT, or None if `coef` is 0.
+
+  What a token of an answer's line `Qk: ...` has beside the advantage of its
+  completion: `coef` times `advantages.intra` of that line. An answer out of
+  form, or cut off, has no right line.
+  """
+
+  def lines(rolled, rows):
+    if not coef:
+      return None
+    extra_BT = np.zeros(rolled.mask_BT.shape, np.float32)
+    for first in range(0, len(rows), rollouts):
+      group = rows[first : first + rollouts]
+      right_RS = [
+        np.array(row.get('hits', ()), float)
+        * (row['format_ok'] and rolled.stopped_B[row['row']])
+        for row in group
+      ]
+      for row, adv_S in zip(group, advantages.intra(right_RS), strict=True):
+        if not adv_S.any():
+          continue
+        b, spans = row['row'], rewards.line_spans(row['text'])
+        tokens = rolled.tokens_BT[b][rolled.mask_BT[b]].tolist()
+        found = tokenizer.token_spans(tok, tokens, spans.values())
+        for k, (start, stop) in zip(spans, found, strict=True):
+          if k <= len(adv_S):
+            extra_BT[b, start:stop] = coef * adv_S[k - 1]
+    return extra_BT
+
+  return lines
+
+
 def make_batch(
   questions,
   rolled,
   rewards_QR,
   adv_QR,
+  extra_BT=None,
   *,
   groups: int,
   minibatches: int,
@@ -284,6 +328,7 @@ def make_batch(
   Args:
     questions: `data.Prompts`; rolled: a Rollout on the host.
     rewards_QR: NaN where not judged; adv_QR: see advantages.py.
+    extra_BT: what single tokens have beside it, see `make_lines`.
     minibatches: optimizer updates; each has its own mean.
     length: tokens of a row; `rows`: of a slice, see `branches.pack`.
     aggregation: a key of `branches.AGGREGATIONS`.
@@ -296,7 +341,10 @@ def make_batch(
   if mask_truncated:
     out_QR |= ~rolled.stopped_B.reshape(Q, R)
   length_QR = np.where(out_QR, 0, rolled.mask_BT.sum(1).reshape(Q, R))
-  used_QR = (length_QR > 0) & (everything | (adv_QR != 0))
+  if extra_BT is None:
+    extra_BT = np.zeros(rolled.mask_BT.shape, np.float32)
+  signal_QR = (adv_QR != 0) | (extra_BT != 0).any(1).reshape(Q, R)
+  used_QR = (length_QR > 0) & (everything | signal_QR)
 
   def completions(kept):
     weight_QR = branches.AGGREGATIONS[aggregation](length_QR[kept], limit)
@@ -309,16 +357,16 @@ def make_batch(
           prompt=prompt,
           tokens=rolled.tokens_BT[b, :n],
           logp=rolled.logp_BT[b, :n],
-          adv=adv_QR[q, r],
+          adv=adv_QR[q, r] + extra_BT[b, :n],
           weight=weight_R[r],
         )
 
-  parts = np.split(keep(adv_QR, groups), minibatches)
+  parts = np.split(keep(signal_QR, groups), minibatches)
   updates = [list(completions(kept)) for kept in parts]
   return branches.pack(updates, length=length, rows=rows)
 
 
-def keep(adv_QR, groups: int):
+def keep(signal_QR, groups: int):
   """Indices of the groups to train on, ascending; see `make_batch`."""
-  silent_Q = ~(adv_QR != 0).any(1)
+  silent_Q = ~(signal_QR != 0).any(1)
   return np.sort(np.argsort(silent_Q, kind='stable')[:groups])

@@ -108,6 +108,7 @@ def train_grpo(c):
         prompts,
         collect=collect,
         advantage=make_advantage(c, mesh, score, frozen, reference),
+        lines=grpo.make_lines(tok, rollouts=c.rollouts, coef=c.step_coef),
         batch=make_batching(c),
         update=update,
         log=log,
