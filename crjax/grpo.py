@@ -5,6 +5,7 @@ for rewards and logs only, and never encoded again.
 """
 
 from concurrent import futures
+import time
 
 import jax
 import numpy as np
@@ -35,6 +36,7 @@ def run(
   due,
   save,
   steps,
+  clock,
 ):
   """Trains to `steps` from wherever `state` and `prompts` stand.
 
@@ -52,12 +54,16 @@ def run(
     due: step -> whether its state is kept, asked once a step.
     save: called with (step, state, prompts) where it is.
     steps: total batches of the run.
+    clock: a Counter of seconds by phase, `time/...`; `make_judge` adds to it.
   """
   start = int(gather(state['step']))
   if due(start):
     save(start, state, prompts)
   for step in range(start + 1, steps + 1):
+    clock.clear()
+    began = time.perf_counter()
     questions, rolled, rewards_QR, rows = collect(state, prompts)
+    collected = time.perf_counter()
     adv_QR = advantage(questions, rolled, rewards_QR)
     extra_BT = lines(rolled, rows)
     inputs = batch(questions, rolled, rewards_QR, adv_QR, extra_BT)
@@ -65,6 +71,9 @@ def run(
     host = watch.summarize(rewards_QR, adv_QR, rolled, rows)
     watch.describe(rows, adv_QR, rolled)
     metrics = gather(metrics) | host
+    clock['time/rollout_s'] = collected - began - clock['time/rewards_s']
+    clock['time/update_s'] = time.perf_counter() - collected
+    metrics |= clock
     log(step, metrics, tokens=int(rolled.mask_BT.sum()), rows=rows)
     if due(step):
       save(step, state, prompts)
@@ -80,14 +89,15 @@ def make_collect(rollout, judge, *, groups: int, rounds: int, observe):
   Args:
     rollout: (state, Prompts) -> iterator of Completions.
     judge: (tasks, Completions) -> (Rollout on the host, rewards_QR, rows).
-    observe: called with (ids_Q, rewards_QR) of every round.
+    observe: called with (ids_Q, rewards_QR, length_QR) of every round.
   """
 
   def one_round(state, prompts):
     questions = next(prompts)
     completions = rollout(state, questions)
     rolled, rewards_QR, rows = judge(questions.tasks, completions)
-    observe(questions.ids_Q, rewards_QR)
+    length_QR = rolled.mask_BT.sum(1).reshape(rewards_QR.shape)
+    observe(questions.ids_Q, rewards_QR, length_QR)
     return questions, rolled, rewards_QR, rows
 
   def collect(state, prompts):
@@ -131,13 +141,15 @@ def make_rollout(
   temperature: float,
   slots: int,
   chunk: int,
+  expected,
 ):
   """(state, Prompts) -> iterator of Completions, each as soon as it has ended.
 
   Rollout r of row q has tag q * R + r; its noise is named by the question's id,
   the step and r. `length`: tokens of a prompt at most; `steps` those of a
   completion. `slots`, `chunk`: see engine.py. `frozen`: see
-  `policy.make_update`.
+  `policy.make_update`. `expected`: ids_Q -> tokens of a completion of each;
+  what is expected longest starts first.
   """
   decode_copy = sampling.make_decode_copy(cfg, mesh, dtype)
   made = engine.make(
@@ -164,25 +176,35 @@ def make_rollout(
         r,
         knobs,
         most=steps,
+        expected=hint,
         tag=q * rollouts + r,
       )
-      for q, (tokens_P, mask_P, question) in enumerate(
-        zip(*questions[:3], strict=True)
+      for q, (tokens_P, mask_P, question, hint) in enumerate(
+        zip(*questions[:3], expected(questions.ids_Q), strict=True)
       )
       for r in range(rollouts)
     ]
+    requests = engine.longest_first(requests)
     pieces = engine.stream(made, params, requests, key=key)
     yield from engine.completions(pieces)
 
   return rollout
 
 
-def make_judge(tok, pool, *, rollouts: int, steps: int, pad_id: int):
+def make_judge(tok, pool, *, rollouts: int, steps: int, pad_id: int, clock):
   """(tasks, Completions) -> (Rollout on the host, rewards_QR, rows).
 
   Completions are judged while others are sampled, each process its share; all
   processes see all `rows`, which describe completions for the sample table.
+  `clock`: a Counter; to `time/rewards_s` is added what sampling did not hide,
+  to `time/rewards_busy_s` all that judging took.
   """
+
+  def timed(*args):
+    began = time.perf_counter()
+    rows = score(*args)
+    clock['time/rewards_busy_s'] += time.perf_counter() - began
+    return rows
 
   def judge(tasks, completions):
     tasks_B = [task for task in tasks for _ in range(rollouts)]
@@ -195,10 +217,12 @@ def make_judge(tok, pool, *, rollouts: int, steps: int, pad_id: int):
           waiting.append(done)
         if waiting and (work is None or work.done()):
           rows += work.result() if work else []
-          work = thread.submit(score, tasks_B, waiting, tok, pool)
+          work = thread.submit(timed, tasks_B, waiting, tok, pool)
           waiting = []
-    rows += work.result() if work else []
-    rows += score(tasks_B, waiting, tok, pool)
+      began = time.perf_counter()
+      rows += work.result() if work else []
+      rows += timed(tasks_B, waiting, tok, pool)
+      clock['time/rewards_s'] += time.perf_counter() - began
     rows = sorted(all_processes(rows), key=lambda row: row['row'])
     rewards_B = np.array([row['reward'] for row in rows], np.float32)
     return rolled, rewards_B.reshape(-1, rollouts), rows

@@ -41,7 +41,15 @@ def questions():
 class Setup:
   """A policy on a mesh with a sampler and an update around it."""
 
-  def __init__(self, mesh=(2, 2, 2), *, lr=1e-2, slots=16, temperature=1.0):
+  def __init__(
+    self,
+    mesh=(2, 2, 2),
+    *,
+    lr=1e-2,
+    slots=16,
+    temperature=1.0,
+    expected=lambda ids_Q: [0.0] * len(ids_Q),
+  ):
     self.mesh = make_mesh(mesh)
     rate = optim.schedule(lr, name='constant', warmup=0, steps=1)
     # Adam divides by the gradient's size, and so magnifies rounding near 0.
@@ -81,6 +89,7 @@ class Setup:
         temperature=temperature,
         slots=slots,
         chunk=4,
+        expected=expected,
       )
 
   def rollout(self, prompts):
@@ -144,12 +153,13 @@ def test_the_update_scores_tokens_as_the_sampler_did(temperature):
   assert metrics['corrected_away'] == 0
 
 
-def test_slots_and_meshes_sample_the_same_completions():
+def test_slots_meshes_and_hints_sample_the_same_completions():
   asked = questions()
   want = Setup((1, 1, 8)[::-1]).rollout(asked)
   for got in (
     Setup((2, 2, 2)).rollout(asked),
     Setup((2, 2, 2), slots=8).rollout(asked),
+    Setup(slots=8, expected=lambda ids_Q: ids_Q.tolist()).rollout(asked),
   ):
     np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
     np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
@@ -388,7 +398,8 @@ def collect(solved_by, groups, rounds):
     rows = [{'row': b, 'id': tasks[b // R]['id']} for b in range(2 * R)]
     return rolled, rewards_QR, rows
 
-  def observe(ids_Q, rewards_QR):
+  def observe(ids_Q, rewards_QR, length_QR):
+    assert (length_QR == 1).all()
     observed.extend(ids_Q.tolist())
 
   one = grpo.make_collect(
