@@ -12,18 +12,19 @@ import sys
 import threading
 
 import datasets
+import jax
 import numpy as np
 import pytest
 
-from crjax import checkpoint, tokenizer
+from crjax import checkpoint, hf, model, tokenizer
 from tests.test_train import ROOT, command, finish, start, steps_logged
 
-SHAPE = {'L': 2, 'D': 64, 'F': 96, 'N': 4, 'K': 2, 'H': 16}
+SHAPE = model.Config(V=512, L=2, D=64, F=96, N=4, K=2, H=16, tied=True)
 STEPS, QUESTIONS, R = 12, 8, 8
 LOST = 26  # Of 256 checks: one in ten.
 # Slow enough that a worker is hit at work.
 CODE = """def f(x):
-  for i in range(1000000):
+  for i in range(400000):
     pass
   return (x * {a} + {b}) % 3"""
 FORM = '<reasoning>\nx\n</reasoning>\n<answer>\nf({})\n</answer>'
@@ -67,13 +68,12 @@ def questions():
 
 @pytest.fixture(scope='module')
 def policy(smoke_data, tmp_path_factory):
-  """(model that answers in form, file of questions, bytes of a checkpoint)."""
+  """(model that answers such questions in form, their file)."""
   out = tmp_path_factory.mktemp('taught')
   lessons, asked = [], []
   for a, b, x, code, output, chat in questions():
-    for n in range(10):  # About one in three is right.
-      said = {'role': 'assistant', 'content': FORM.format(n)}
-      lessons.append({'messages': [*chat, said]})
+    said = {'role': 'assistant', 'content': FORM.format(x)}
+    lessons.append({'messages': [*chat, said]})
     verify = {'code': code, 'entry': 'f', 'args': str(x), 'output': output}
     row = {'id': f'{a}-{b}', 'kind': 'input', 'prompt': chat, 'verify': verify}
     asked.append(row)
@@ -85,36 +85,31 @@ def policy(smoke_data, tmp_path_factory):
     'tokenizer': smoke_data / 'tokenizer',
     'workdir': out / 'sft',
     'length': 256,
-    'epochs': 6,
+    'epochs': 60,
     'save_every': 1000,
-    'optimizer': 'adamw',  # As GRPO has it: the checkpoints are as large.
   }
-  shape = [f'--config.shape.{k}={v}' for k, v in SHAPE.items()]
+  shape = [f'--config.shape.{k}={getattr(SHAPE, k)}' for k in 'LDFNKH']
   code, output = finish(command('sft_smoke', **values) + shape)
   assert code == 0, output
-  export = ['-m', 'crjax.export', f'--workdir={out}/sft', f'--out={out}/hf']
-  code, output = finish([sys.executable, *export])
-  assert code == 0, output
-  last = max((out / 'sft' / 'checkpoints').iterdir(), key=lambda p: int(p.name))
-  size = sum(path.stat().st_size for path in last.rglob('*'))
-  return out / 'hf', out / 'rl.jsonl', size
+  _, params = checkpoint.restore_params(out / 'sft')
+  config = json.loads((out / 'sft' / 'config.json').read_text())['shape']
+  cfg = model.Config(**{k: v for k, v in config.items() if k != 'lora'})
+  hf.save(
+    out / 'hf',
+    cfg,
+    jax.device_get(params),
+    source_dir=smoke_data / 'tokenizer',
+  )
+  return out / 'hf', out / 'rl.jsonl'
 
 
 @pytest.fixture
-def disk(policy, tmp_path):
-  """A file system on which one checkpoint has room and two have not."""
+def disk(tmp_path):
+  """A file system of 2 MiB, on which one checkpoint has room and two not."""
   path = tmp_path / 'run' / 'checkpoints'
   path.mkdir(parents=True)
   made = subprocess.run(
-    [
-      'mount',
-      '-t',
-      'tmpfs',
-      '-o',
-      f'size={3 * policy[2] // 2}',
-      'tmpfs',
-      str(path),
-    ],
+    ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(path)],
     capture_output=True,
     text=True,
     check=False,
@@ -173,7 +168,7 @@ def lost(code, args):
 @pytest.mark.slow
 def test_a_run_outlives_its_sandbox_and_its_disk(policy, tmp_path, disk):
   """A worker dies a second, one check in ten is lost, a save finds no room."""
-  weights, asked, _ = policy
+  weights, asked = policy
   run = tmp_path / 'run'
   (tmp_path / 'faulty.py').write_text(FAULTY)
   values = {
