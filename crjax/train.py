@@ -7,6 +7,7 @@ The same command continues a run where it stopped. The config stops here: it is
 unpacked into explicit arguments of functions that know nothing of it.
 """
 
+import collections
 import functools
 
 from absl import app, flags, logging
@@ -88,14 +89,17 @@ def train_grpo(c):
     open_pool(c) as pool,
     cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
-    prompts = open_prompts(c, tok)
+    prompts, observe = open_prompts(c, tok)
     optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
     note_sandbox(c, pool.report)
     frozen = load_frozen(c, cfg, load, mesh)
     # The reference is the model that the run started from, resumed or not.
     reference = first_params(c, cfg, load, mesh) if c.kl_coef else None
     score = policy_score(c, cfg)
-    collect = make_collect(c, cfg, mesh, tok, pool, prompts, frozen)
+    clock = collections.Counter()
+    collect = make_collect(
+      c, cfg, mesh, tok, pool, frozen, prompts.expected, observe, clock
+    )
     update = make_policy_update(
       c, mesh, score, optimizer, rate, frozen, reference
     )
@@ -112,17 +116,22 @@ def train_grpo(c):
         prompts,
         collect=collect,
         advantage=make_advantage(c, mesh, score, frozen, reference),
+        lines=grpo.make_lines(tok, rollouts=c.rollouts, coef=c.step_coef),
         batch=make_batching(c),
         update=update,
         log=log,
         due=due,
         save=save,
         steps=c.steps,
+        clock=clock,
       )
 
 
 def open_prompts(c, tok):
-  """The questions of a GRPO run, by curriculum where `c.pools` says so."""
+  """(questions of a GRPO run, observe); by curriculum where c.pools says so.
+
+  `observe`: see `grpo.make_collect`.
+  """
   with cluster.inputs(CANNOT):
     prompts = data.prompts(
       c.data,
@@ -134,12 +143,20 @@ def open_prompts(c, tok):
       thinking=c.thinking,
       canaries=c.canaries,
     )
-  if not c.pools:
-    return prompts
-  return curriculum.Curriculum(prompts, questions=c.questions, seed=c.seed)
+  rate = lambda ids_Q, rewards_QR: None
+  if c.pools:
+    prompts = curriculum.Curriculum(prompts, questions=c.questions, seed=c.seed)
+    rate = prompts.observe
+  prompts = curriculum.Lengths(prompts)
+
+  def observe(ids_Q, rewards_QR, length_QR):
+    rate(ids_Q, rewards_QR)
+    prompts.observe(ids_Q, length_QR)
+
+  return prompts, observe
 
 
-def make_collect(c, cfg, mesh, tok, pool, prompts, frozen):
+def make_collect(c, cfg, mesh, tok, pool, frozen, expected, observe, clock):
   """See `grpo.make_collect`."""
   rollout = grpo.make_rollout(
     cfg,
@@ -153,6 +170,7 @@ def make_collect(c, cfg, mesh, tok, pool, prompts, frozen):
     temperature=c.temperature,
     slots=c.slots,
     chunk=c.chunk,
+    expected=expected,
   )
   judge = grpo.make_judge(
     tok,
@@ -160,13 +178,14 @@ def make_collect(c, cfg, mesh, tok, pool, prompts, frozen):
     rollouts=c.rollouts,
     steps=c.completion_length,
     pad_id=tok.pad_token_id,
+    clock=clock,
   )
   return grpo.make_collect(
     rollout,
     judge,
     groups=c.groups,
     rounds=c.rounds if c.dynamic else 1,
-    observe=prompts.observe if c.pools else lambda *_: None,
+    observe=observe,
   )
 
 
