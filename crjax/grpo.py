@@ -24,19 +24,7 @@ from crjax.sharding import all_processes, gather
 
 
 def run(
-  state,
-  prompts,
-  *,
-  collect,
-  advantage,
-  lines,
-  batch,
-  update,
-  log,
-  due,
-  save,
-  steps,
-  clock,
+  state, prompts, *, collect, advantage, batch, update, log, due, save, steps
 ):
   """Trains to `steps` from wherever `state` and `prompts` stand.
 
@@ -46,39 +34,52 @@ def run(
     collect: (state, prompts) -> (Prompts, Rollout on the host, rewards_QR,
       rows of samples), see `make_collect`.
     advantage: (Prompts, Rollout, rewards_QR) -> adv_QR, see `make_advantage`.
-    lines: (Rollout, rows) -> extra_BT, see `make_lines`.
-    batch: (Prompts, Rollout, rewards_QR, adv_QR, extra_BT) -> Batch, see
-      `make_batch`.
+    batch: (Prompts, Rollout, rewards_QR, adv_QR, rows) -> Batch.
     update: (state, Batch on the host) -> (state, metrics on the device).
     log: called with (step, metrics, Batch, tokens sampled, rows of samples); it
       may end the run.
     due: step -> whether its state is kept, asked once a step.
     save: called with (step, state, prompts) where it is.
     steps: total batches of the run.
-    clock: a Counter of seconds by phase, `time/...`; `make_judge` adds to it.
   """
   start = int(gather(state['step']))
   if due(start):
     save(start, state, prompts)
   for step in range(start + 1, steps + 1):
-    clock.clear()
-    began = time.perf_counter()
     questions, rolled, rewards_QR, rows = collect(state, prompts)
-    collected = time.perf_counter()
     adv_QR = advantage(questions, rolled, rewards_QR)
-    extra_BT = lines(rolled, rows)
-    inputs = batch(questions, rolled, rewards_QR, adv_QR, extra_BT)
+    inputs = batch(questions, rolled, rewards_QR, adv_QR, rows)
     state, metrics = update(state, inputs)
     host = watch.summarize(rewards_QR, adv_QR, rolled, rows)
     watch.describe(rows, adv_QR, rolled)
     metrics = gather(metrics) | host
-    clock['time/rollout_s'] = collected - began - clock['time/rewards_s']
-    clock['time/update_s'] = time.perf_counter() - collected
-    metrics |= clock
     log(step, metrics, inputs, tokens=int(rolled.mask_BT.sum()), rows=rows)
     if due(step):
       save(step, state, prompts)
   return state
+
+
+def timed(collect, log, clock):
+  """(collect, log) of `run` that log the seconds of a step by phase, `time/...`.
+
+  `clock` is a Counter to which `make_judge` adds. What sampling takes is what
+  rewards do not; the update has all from there to the log.
+  """
+  ended = [0.0]
+
+  def timed_collect(state, prompts):
+    clock.clear()
+    began = time.perf_counter()
+    found = collect(state, prompts)
+    ended[0] = time.perf_counter()
+    clock['time/rollout_s'] = ended[0] - began - clock['time/rewards_s']
+    return found
+
+  def timed_log(step, metrics, *args, **kwargs):
+    clock['time/update_s'] = time.perf_counter() - ended[0]
+    log(step, metrics | clock, *args, **kwargs)
+
+  return timed_collect, timed_log
 
 
 def make_collect(rollout, judge, *, groups: int, rounds: int, observe):

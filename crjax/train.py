@@ -111,19 +111,18 @@ def train_grpo(c):
       jax.transfer_guard('disallow'),
     ):
       due, save, log = saving(c, manager, c.steps, beat, log, send)
+      collect, log = grpo.timed(collect, log, clock)
       grpo.run(
         state,
         prompts,
         collect=collect,
         advantage=make_advantage(c, mesh, score, frozen, reference),
-        lines=grpo.make_lines(tok, rollouts=c.rollouts, coef=c.step_coef),
-        batch=make_batching(c),
+        batch=with_lines(c, tok, make_batching(c)),
         update=update,
         log=log,
         due=due,
         save=save,
         steps=c.steps,
-        clock=clock,
       )
 
 
@@ -232,6 +231,17 @@ def make_batching(c, **changes):
     'mask_truncated': c.mask_truncated,
   }
   return functools.partial(grpo.make_batch, **choices | changes)
+
+
+def with_lines(c, tok, batch):
+  """`batch` of `grpo.run`, in which lines may have advantages of their own."""
+  lines = grpo.make_lines(tok, rollouts=c.rollouts, coef=c.step_coef)
+
+  def whole(questions, rolled, rewards_QR, adv_QR, rows):
+    extra_BT = lines(rolled, rows)
+    return batch(questions, rolled, rewards_QR, adv_QR, extra_BT)
+
+  return whole
 
 
 def policy_score(c, cfg):
