@@ -29,7 +29,16 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
-from crjax import data, engine, execution, hf, metrics, sampling, tokenizer
+from crjax import (
+  commands,
+  data,
+  engine,
+  execution,
+  hf,
+  metrics,
+  sampling,
+  tokenizer,
+)
 from crjax.evals import (
   completions,
   cruxeval,
@@ -320,4 +329,4 @@ def served(f, c, mesh):
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=commands.parse)

@@ -10,7 +10,6 @@ import json
 import pathlib
 import sys
 
-from absl import app
 import jax
 import jax.numpy as jnp
 
@@ -117,15 +116,6 @@ def open_examples(c, tok):
     )
   except (ValueError, OSError) as error:
     sys.exit(f'This run cannot start: {error}')
-
-
-def parse_flags(argv):
-  """absl's parser, for which a mistyped field of the config is no crash."""
-  try:
-    return app.parse_flags_with_usage(argv)
-  except AttributeError as error:  # Of ml_collections, with the nearest name.
-    text = str(getattr(error.args[0], 'args', error.args)[0])
-    sys.exit('config has no such field: ' + ' '.join(text.split('\n')))
 
 
 def describe(c, cfg, found):

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from crjax import (
   checkpoint,
   cluster,
+  commands,
   curriculum,
   data,
   execution,
@@ -41,7 +42,6 @@ from crjax.inputs import (
   load_frozen,
   open_examples,
   open_inputs,
-  parse_flags,
 )
 from crjax.sharding import make_mesh, on_host, tree_shardings
 
@@ -335,7 +335,10 @@ def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
     params = first_params(c, cfg, load, mesh)
     print(f'{c.task}: {model.count(params):,} trained parameters, a fresh run')
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(make, out_shardings=shardings)(params)
+    # Parameters are there once; halves have no place in whole ones.
+    donated = () if MASTERS[c.masters] else 0
+    fresh = jax.jit(make, out_shardings=shardings, donate_argnums=donated)
+    return fresh(params)
   state, position = found
   batches.set_state(position)
   print(f'{c.task}: resumed at step {manager.latest_step()} in {c.workdir}')
@@ -425,4 +428,4 @@ def main(_):
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=commands.parse)
