@@ -65,6 +65,7 @@ def get_config():
   c.remat = 'full'
   c.save_every = 100
   c.keep = 2
+  c.keep_best = ''  # A number of the log, such as '-loss'; '': none.
   c.watchdog = 3600  # Seconds without a step, then the run ends.
   c.samples_every = 0
   return c

@@ -20,25 +20,14 @@ completions that are there already: lines {"id", "texts"}.
 import functools
 import json
 import pathlib
-import sys
 import time
 
 from absl import app, flags
 import jax
-import jax.numpy as jnp
 from ml_collections import config_flags
 import numpy as np
 
-from crjax import (
-  commands,
-  data,
-  engine,
-  execution,
-  hf,
-  metrics,
-  sampling,
-  tokenizer,
-)
+from crjax import cluster, data, engine, hf, metrics, sampling, tokenizer
 from crjax.evals import (
   completions,
   cruxeval,
@@ -49,10 +38,10 @@ from crjax.evals import (
   prompts,
 )
 from crjax.evals.summary import reval_report, show, summarize, write
-from crjax.sharding import make_mesh
+from crjax.inputs import DTYPES, open_pool, parse_flags
+from crjax.sharding import all_processes, make_mesh
 
 KINDS = ('output', 'input', 'coverage', 'path', 'state', 'mixed')
-DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 
 
 def run(
@@ -87,7 +76,7 @@ def run(
     texts, truncated = complete(asked, heat, n)
     repeated = [task for task in tasks for _ in range(n)]
     answers = [text or '' for text in texts]
-    infos = judging.judge(benchmark, style, repeated, answers, truncated, pools)
+    infos = judged(benchmark, style, repeated, answers, truncated, pools)
     tokens = count(answers) if count else [None] * len(answers)
     for i, info in enumerate(infos):
       rows.append(
@@ -103,6 +92,15 @@ def run(
         | info
       )
   return rows
+
+
+def judged(benchmark, style, tasks, texts, truncated, pools):
+  """As `judging.judge`; each process judges its share, all see the whole."""
+  mine = range(jax.process_index(), len(tasks), jax.process_count())
+  part = [[column[i] for i in mine] for column in (tasks, texts, truncated)]
+  infos = judging.judge(benchmark, style, *part, pools)
+  pairs = all_processes(list(zip(mine, infos, strict=True)))
+  return [info for _, info in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def make_complete(
@@ -186,6 +184,8 @@ def read_tasks(path, benchmark='', direction='') -> list[dict]:
 
 
 def _progress(done, total, temperature, began):
+  if jax.process_index():
+    return
   left = (time.monotonic() - began) / done * (total - done)
   print(
     f'evaluate: {done} of {total} completions, T={temperature:g}, about '
@@ -207,23 +207,27 @@ def define_flags():
   flags.DEFINE_string('completions', None, 'JSONL of ids and texts to judge.')
   flags.DEFINE_string('endpoint', None, "A server's URL; --model is its name.")
   flags.DEFINE_bool('raw', False, 'Few-shot prompts as texts, for base models.')
+  flags.DEFINE_bool('distributed', False, 'Join the other processes of a pod.')
 
 
 def main(_):
   f = flags.FLAGS
+  if f.distributed and (f.completions or f.endpoint):
+    cluster.refuse('--completions and --endpoint need one process alone')
+  cluster.begin(f.distributed)
   if f.completions:
     judge_completions(f)
   elif f.model and f.config:
     evaluate_model(f, f.config)
   else:
-    sys.exit('give --completions, or --model and --config')
+    cluster.refuse('give --completions, or --model and --config')
 
 
 def judge_completions(f):
   if not (f.benchmark and f.data):
-    sys.exit('--completions needs --benchmark and --data')
+    cluster.refuse('--completions needs --benchmark and --data')
   if not f.direction and f.benchmark != 'reval':
-    sys.exit(f'--benchmark={f.benchmark} needs --direction')
+    cluster.refuse(f'--benchmark={f.benchmark} needs --direction')
   try:
     result = completions.run(
       f.benchmark,
@@ -234,23 +238,22 @@ def judge_completions(f):
       out=f.out,
     )
   except (ValueError, OSError, RuntimeError) as error:
-    sys.exit(f'--completions={f.completions}: {error}')
+    cluster.refuse(f'--completions={f.completions}: {error}')
   completions.show(result)
 
 
 def evaluate_model(f, c):
   source, began = f.data or c.data, time.monotonic()
   if not (f.benchmark or pathlib.Path(source).exists()):
-    sys.exit(f'--data={source} does not exist')
-  mesh = make_mesh(c.mesh)
-  try:
+    cluster.refuse(f'--data={source} does not exist')
+  with cluster.inputs('evaluate'):
+    mesh = make_mesh(c.mesh)
+  with cluster.inputs(f'--data={source}'):
     tasks = read_tasks(source, f.benchmark, f.direction)
-  except (ValueError, OSError) as error:
-    sys.exit(f'--data={source}: {error}')
   complete, count = (served if f.endpoint else loaded)(f, c, mesh)
   with (
     jax.set_mesh(mesh),
-    execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
+    open_pool(c) as pool,
     official.pool(c.workers, min_level=c.sandbox_min_level) as theirs,
   ):
     try:
@@ -268,7 +271,7 @@ def evaluate_model(f, c):
         count=count,
       )
     except (ValueError, endpoint.Refused) as error:
-      sys.exit(f'evaluate: {error}')
+      cluster.refuse(f'evaluate: {error}')
   given = {
     name: getattr(f, name)
     for name in ('model', 'benchmark', 'prompt', 'endpoint', 'raw')
@@ -282,22 +285,21 @@ def evaluate_model(f, c):
   }
   if f.benchmark == 'reval':
     report['reval'] = reval_report(tasks, rows)
-  if f.out and jax.process_index() == 0:
-    write(f.out, report, rows)
-  show(report)
+  if jax.process_index() == 0:
+    if f.out:
+      write(f.out, report, rows)
+    show(report)
 
 
 def loaded(f, c, mesh):
   """(complete, count) of a model in this process."""
-  try:
+  with cluster.inputs(f'--model={f.model}'):
     found = hf.inspect(f.model)
     tok = tokenizer.load(found.place.path)
     tokenizer.check(tok, found.cfg.V, f'vocab_size of {f.model}')
     dtype = DTYPES[c.dtype]
     decode_copy = sampling.make_decode_copy(found.cfg, mesh, dtype)
     params = decode_copy(hf.load(found, mesh, dtype=dtype))
-  except (ValueError, OSError) as error:
-    sys.exit(f'--model={f.model}: {error}')
   complete = make_complete(
     found.cfg,
     params,
@@ -316,7 +318,7 @@ def loaded(f, c, mesh):
 def served(f, c, mesh):
   """(complete, count) of a model behind an OpenAI-compatible server."""
   if not f.out:
-    sys.exit('--endpoint needs --out: the answers are kept there')
+    cluster.refuse('--endpoint needs --out: the answers are kept there')
   return endpoint.make_complete(
     f.endpoint,
     f.model,
@@ -329,4 +331,4 @@ def served(f, c, mesh):
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main, flags_parser=commands.parse)
+  app.run(main, flags_parser=parse_flags)

@@ -20,7 +20,6 @@ from ml_collections import config_flags
 
 from crjax import (
   aot,
-  commands,
   hf,
   inputs,
   programs,
@@ -315,4 +314,4 @@ def define_flags():
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main, flags_parser=commands.parse)
+  app.run(main, flags_parser=inputs.parse_flags)

@@ -9,7 +9,6 @@ What happens is in `factory`; configs/data_7b.py names what can be chosen.
 from absl import app, flags
 from ml_collections import config_flags
 
-from crjax import commands
 from data_pipeline import factory
 
 
@@ -28,4 +27,4 @@ def main(_):
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main, flags_parser=commands.parse)
+  app.run(main)

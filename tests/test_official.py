@@ -68,8 +68,55 @@ CASES = {
     [True],
     [False],
   ),
-  'leaving the process': (ADD, ["__import__('sys').exit(0)"], [False], [False]),
+  'an object of a module that equals all': (
+    ADD,
+    ["__import__('unittest.mock').mock.ANY"],
+    [True],
+    [False],
+  ),
+  'a chain of comparisons': (ADD, ['4 == 4 or 1'], [True], [False]),
+  'a condition binds less than ==': (ADD, ['4 if 0 else 7'], [True], [False]),
+  'another call that is not worked out': (ADD, ['f(5) or 1'], [True], [False]),
+  'another call, of inputs': (GIVEN, ['f(6) or 1'], [True], [False]),
+  'statements run': (
+    ADD,
+    ['5\nimport os', '5\nimport logging', '5\ny = [x]', '5\nassert 0'],
+    [True, True, False, False],
+    [False] * 4,
+  ),
+  'equal whatever the order or the type': (
+    ADD | {'code': "def f(x):\n    return {'a': 1}", 'output': "{'a': 1}"},
+    ["{'a': True}", "{'a': 1}"],
+    [True, True],
+    [False, True],
+  ),
+  'the sign of zero': (
+    ADD | {'code': 'def f(x):\n    return 0.0', 'output': '0.0'},
+    ['-0.0', '0', '0.0'],
+    [True, True, True],
+    [False, False, True],
+  ),
+  # What it gets right, so do we.
+  'leaving the process': (
+    ADD,
+    ["__import__('sys').exit(0)", "__import__('os')._exit(0)"],
+    [False] * 2,
+    [False] * 2,
+  ),
+  'wrong all the same': (
+    ADD,
+    ['4', '4\nimport os', '(f := lambda x: 4)(4)', '4, 1', '4 and True', ''],
+    [False] * 6,
+    [False] * 6,
+  ),
 }
+# Where an equal value is right for strict, as for the scorer: Python's equality
+# is what is meant there, and typed is beside it.
+EQUAL = (
+  '6, True is 1 and 1.0',
+  'equal whatever the order or the type',
+  'the sign of zero',
+)
 
 
 @pytest.fixture(scope='module')
@@ -83,14 +130,15 @@ def verdicts(pools, task, answers, style='direct'):
   cut = [False] * len(answers)
   infos = judging.judge('cruxeval', style, tasks, answers, cut, pools)
   scored = official.kept([info['official'] for info in infos])
-  # Strict is Python's equality, like the scorer's; typed tells 1 from True.
-  return scored, [info['typed'] for info in infos]
+  ours = [[info[name] for info in infos] for name in ('right', 'typed')]
+  return scored, *ours
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_each_defect_is_the_official_scorers_alone(pools, name):
   task, answers, theirs, ours = CASES[name]
-  assert verdicts(pools, task, answers) == (theirs, ours)
+  strict = theirs if name in EQUAL else ours
+  assert verdicts(pools, task, answers) == (theirs, strict, ours)
 
 
 def test_pass_at_5_of_one_wrong_answer_is_1():
@@ -117,7 +165,7 @@ def test_an_endless_answer_is_wrong_and_leaves_no_process(pools):
   """Defect 9: the scorer starts a manager process for each check."""
   endless = '[x for x in iter(int, 1)]'
   before = processes()
-  assert verdicts(pools, ADD, [endless, '5']) == ([False, True], [False, True])
+  assert verdicts(pools, ADD, [endless, '5']) == ([False, True],) * 3
   assert len(processes()) == len(before)
 
 

@@ -289,7 +289,7 @@ def test_numbers_are_written_while_the_next_step_runs():
     events.append('update')
     return step(state, gather(batch))
 
-  def log(n, metrics, *, tokens, slots, flops):
+  def log(n, metrics, examples, *, tokens, slots, flops):
     events.append(n)
     assert isinstance(float(metrics['loss']), float)
     assert 0 < tokens < slots and flops > 0

@@ -6,6 +6,7 @@ CRUXEval (`evaluation/utils_general.py`) and LiveCodeBench
 this, but in the sandbox, from which model text reaches nothing. Only ever
 reported beside the strict verdicts: whatever evaluates to something equal is
 accepted here, `0 or True` as well as an answer with a message behind a comma.
+Answers that open files, start threads or import what is not in MODULES fail.
 """
 
 import math
@@ -16,6 +17,10 @@ from crjax.rewards import answers
 
 SECONDS = 3.0
 MEMORY_MB = 1024  # The scorers set no limit; no program of theirs comes near.
+# Whatever an answer imports exists for the scorers; here, what it may well be.
+MODULES = 'unittest.mock', 'numpy', 'logging', 'pathlib', 'argparse', 'tempfile'
+MODULES += 'csv', 'glob', 'uuid', 'shutil', 'pickle', 'difflib', 'timeit'
+MODULES += 'secrets', 'urllib.parse', 'subprocess', 'asyncio'
 # What LiveCodeBench's programs use without importing it. Its own list also has
 # numpy and pandas, which the sandbox has not: the gold self-test tells if that
 # matters.
@@ -44,7 +49,11 @@ import random, re, string, sys
 def pool(workers: int, *, min_level: int = 2) -> Pool:
   """Workers with the scorers' limits."""
   return Pool(
-    workers, cpu_seconds=SECONDS, memory_mb=MEMORY_MB, min_level=min_level
+    workers,
+    cpu_seconds=SECONDS,
+    memory_mb=MEMORY_MB,
+    min_level=min_level,
+    modules=MODULES,
   )
 
 

@@ -23,11 +23,16 @@ class Link:
   process that started it, however that dies.
   """
 
-  def __init__(self, index, hash_seed, without):
+  def __init__(self, index, hash_seed, without, modules=()):
     self.socket, theirs = socket.socketpair()
     for end in (self.socket, theirs):
       end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-    config = {'uid': FIRST_UID + index, 'without': list(without)}
+    config = {
+      'uid': FIRST_UID + index,
+      'without': list(without),
+      'modules': list(modules),
+      'paths': [path for path in sys.path if modules and path],
+    }
     # Not -I, which would ignore the hash seed. Its own directory is the first
     # to import from (no -P). No preexec_fn: CPython then uses vfork and exec,
     # which is safe from a process with threads.
@@ -38,6 +43,7 @@ class Link:
       'TZ': 'UTC',
       'MALLOC_ARENA_MAX': '1',
       'LD_BIND_NOW': '1',  # Here once, and not in every child.
+      'OPENBLAS_NUM_THREADS': '1',  # A worker forks: it has one thread.
     }
     paths = {k: v for k, v in os.environ.items() if k == 'LD_LIBRARY_PATH'}
     with theirs:

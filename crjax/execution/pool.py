@@ -31,6 +31,8 @@ class Pool:
     hash_seed: of str; two pools that differ in it find programs that depend
       on the order of sets.
     without: isolation.LAYERS to leave out, to see what the others hold.
+    modules: what programs may import beside worker.MODULES; from where this
+      process would, and before the isolation begins.
 
   Raises:
     RuntimeError, with the report, if the machine isolates less than asked.
@@ -46,12 +48,13 @@ class Pool:
     share=wire.MOST_CALLS,
     hash_seed=0,
     without=(),
+    modules=(),
   ):
     if not 1 <= share <= wire.MOST_CALLS:
       raise ValueError(f'share={share}: give 1 to {wire.MOST_CALLS}')
     self.cpu_seconds, self.memory_mb = cpu_seconds, memory_mb
     self.min_level, self.share = min_level, share
-    self.hash_seed, self.without = hash_seed, without
+    self.hash_seed, self.without, self.modules = hash_seed, without, modules
     self.counts = collections.Counter()  # Results by verdict, so far.
     self._lock = threading.Lock()
     self._links = []
@@ -64,7 +67,7 @@ class Pool:
       raise
 
   def _start(self, index):
-    return Link(index, self.hash_seed, self.without)
+    return Link(index, self.hash_seed, self.without, self.modules)
 
   def _ready(self, link):
     link.ready()

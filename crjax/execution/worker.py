@@ -46,7 +46,8 @@ CLOSING_SECONDS = 0.2
 
 def main():
   control, config = int(sys.argv[1]), json.loads(sys.argv[2])
-  load()
+  be_first_victim()
+  load(config['modules'], config['paths'])
   link = socket.socket(fileno=control)
   buffer = bytearray(wire.REPLY_BYTES)
   base_bytes = size_of_this_process()
@@ -77,19 +78,29 @@ def main():
   serve(link, memoryview(buffer), tools)
 
 
-def load():
+def load(more, paths):
   """Imports what programs may import, every text codec included.
 
   A codec that is loaded on demand would be missing later, and a program that
   swallows the LookupError would return another value than outside.
   """
-  for name in MODULES.split():
+  sys.path += [path for path in paths if path not in sys.path]
+  for name in [*MODULES.split(), *more]:
     importlib.import_module(name)
   for file in os.listdir(encodings.__path__[0]):
     name, _, ending = file.partition('.')
     if ending == 'py' and name not in ('mbcs', 'oem', 'cp65001'):  # Windows'.
       importlib.import_module(f'encodings.{name}')
   warnings.simplefilter('ignore')
+
+
+def be_first_victim():
+  """Where memory runs out, the kernel ends this before the trainer."""
+  with (
+    contextlib.suppress(OSError),  # Not Linux.
+    open('/proc/self/oom_score_adj', 'w') as file,
+  ):
+    file.write('1000')
 
 
 def size_of_this_process() -> int:
