@@ -371,7 +371,10 @@ def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
     params = first_params(c, cfg, load, mesh)
     print(f'{c.task}: {model.count(params):,} trained parameters, a fresh run')
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(make, out_shardings=shardings)(params)
+    # Parameters are there once; halves have no place in whole ones.
+    donated = () if MASTERS[c.masters] else 0
+    fresh = jax.jit(make, out_shardings=shardings, donate_argnums=donated)
+    return fresh(params)
   state, position = found
   batches.set_state(position)
   print(f'{c.task}: resumed at step {manager.latest_step()} in {c.workdir}')

@@ -333,7 +333,7 @@ def _flat(x_BTD):
 def _split(x_BTD, w_VD) -> Split:
   """How the mesh in use splits these; what does not divide stays whole."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  if mesh.size <= 1:  # A sum over one device would still copy.
     return Split()
   ways = lambda axes: math.prod(mesh.shape[a] for a in axes)
   fits = lambda n, *axes: axes if n % ways(axes) == 0 else ()
@@ -349,8 +349,8 @@ def _spec(*axes) -> P:
 
 
 def _on_mesh(f, split, ins, outs):
-  """`f` on each device's part; without a mesh, `f`."""
-  if split == Split() and jax.sharding.get_abstract_mesh().empty:
+  """`f` on each device's part; without a mesh of several, `f`."""
+  if jax.sharding.get_abstract_mesh().size <= 1:
     return f
   return jax.shard_map(f, in_specs=ins, out_specs=outs, check_vma=False)
 

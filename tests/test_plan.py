@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -358,3 +359,59 @@ def test_what_does_not_fit_a_tpu_is_refused_with_its_size(tmp_path):
     with jax.set_mesh(mesh), pytest.raises(aot.TooLarge, match='GiB') as error:
       aot.compile('square', lambda x: x @ x, x, kept=tmp_path)
     assert 31 < error.value.used / 2**30 < 50
+
+
+ON_CPU = """
+import ctypes, gc, json, pathlib
+import jax, jax.numpy as jnp
+from crjax import aot, plan, programs, topology, train
+from crjax.sharding import make_mesh
+from tests.test_plan import tiny
+
+shape = {'V': 8192, 'L': 8, 'D': 512, 'F': 2048, 'N': 8, 'K': 4, 'H': 64}
+c = tiny('sft_smoke', mesh=(1, 1, 1), length=512, batch=8, chunk=256)
+c.shape = shape
+report = plan.judge(c, *plan.plan(c, 'cpu'))
+mesh = make_mesh(c.mesh)
+cfg = programs.shape(c)
+optimizer, rate = train.make_optimizer(c, updates=1000)
+_, state = train.abstract_state(c, cfg, optimizer, mesh)
+todo = programs.of_sft(c, cfg, mesh, optimizer, rate, state, None)
+step, *args = todo['update']
+with jax.set_mesh(mesh):
+  compiled = step.lower(*args).compile()
+  ones = lambda x: jax.device_put(jnp.ones(x.shape, x.dtype), x.sharding)
+  args = jax.block_until_ready(jax.tree.map(ones, args))
+  new, _ = jax.block_until_ready(compiled(*args))  # Loads code as well.
+  args = [new, *args[1:]]
+  del new
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)  # What compiling and the step left.
+found = pathlib.Path('/proc/self/status')
+status = lambda key: 1024 * int(found.read_text().split(key)[1].split()[1])
+size = sum(x.nbytes for x in jax.tree.leaves(args))
+pathlib.Path('/proc/self/clear_refs').write_text('5')  # The peak starts anew.
+before = status('VmRSS')
+jax.block_until_ready(compiled(*args))
+measured = status('VmHWM') - before + size
+print(json.dumps({'planned': report['needs']['update'], 'measured': measured}))
+"""
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_plan_is_what_a_device_uses():
+  """On the device that is here: of a step of about 1 GB, by its own peak."""
+  if not pathlib.Path('/proc/self/clear_refs').exists():
+    pytest.skip('needs the peak memory of a process, as Linux tells it')
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+  done = subprocess.run(
+    [sys.executable, '-c', ON_CPU],
+    cwd=ROOT,
+    env=env,
+    text=True,
+    capture_output=True,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  print(found)
+  assert found['planned'] == pytest.approx(found['measured'], rel=0.1)

@@ -169,7 +169,10 @@ def grpo_args(smoke_data, policy, workdir, **more):
   return command('grpo_smoke', **values | more)
 
 
-def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, mixture, tmp_path):
+@pytest.mark.parametrize('kills', [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_killed_sft_run_resumes_bit_for_bit(
+  smoke_data, mixture, tmp_path, kills
+):
   """Of a mixture, packed, each step in two slices, its moments in bfloat16."""
 
   def args(workdir):
@@ -180,8 +183,8 @@ def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, mixture, tmp_path):
       'micro': 2,
       'packed': True,
       'length': 400,
-      'epochs': 3,
-      'save_every': 5,
+      'epochs': 1.5 * kills,
+      'save_every': 3,
       'optimizer': 'adamw',
       'moments': "('bfloat16', 'bfloat16')",
       'masters': 'split',
@@ -193,7 +196,11 @@ def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, mixture, tmp_path):
   code, output = finish(whole)
   assert code == 0, output
   last = steps_logged(tmp_path / 'whole')[-1]['step']
-  kill_after(cut, tmp_path / 'cut', last // 2)
+  rng = np.random.default_rng(kills)
+  for i in range(kills):
+    # Anywhere in a step or a save.
+    step = 4 + int((i + rng.uniform()) * (last - 16) / kills)
+    kill_after(cut, tmp_path / 'cut', step, pause=rng.uniform(0, 2))
   code, output = finish(cut)
   assert code == 0, output
   assert 'resumed at step' in output
