@@ -60,7 +60,7 @@ def run(
 
 
 def timed(collect, log, clock):
-  """(collect, log) of `run` that log the seconds of a step by phase, `time/...`.
+  """(collect, log) of `run` that log a step's seconds by phase, `time/...`.
 
   `clock` is a Counter to which `make_judge` adds. What sampling takes is what
   rewards do not; the update has all from there to the log.
