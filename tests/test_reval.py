@@ -381,7 +381,7 @@ def test_a_file_that_is_not_as_it_should_be(tmp_path, change, message):
 
 
 def test_what_cannot_run_is_told(pool):
-  broken = PROGRAM | {'code': 'import numpy\n' + CODE}
+  broken = PROGRAM | {'code': 'import scipy_of_old\n' + CODE}
   found, lost = reval.freeze([(broken, QUESTIONS)], pool)
   assert found == []
   assert len(lost) == 2 and lost[0].startswith('DREval/0-0: 3 lines')
