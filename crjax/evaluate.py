@@ -7,17 +7,17 @@
       --endpoint=http://localhost:8000/v1 --data=FILE --out=DIR
   python -m crjax.evaluate --benchmark=cruxeval --direction=output \\
       --prompt=cot --data=cruxeval.jsonl --completions=FILE --out=FILE.json
+  ... --against=DIR    another --out: is one of the two models better?
 
 Reads a split of data_pipeline.build or a benchmark's file. Accuracy is strict
 (see rewards/judge.py) and counts a right answer in a wrong form; rewards do
 not, and the share of right forms stands beside it. The verdict of a benchmark's
 own scorer (evals/official.py) is another number of the same table. A server
-that speaks OpenAI's API is asked the same questions and judged alike; its
-answers are kept in --out, and asked for once. The last command judges
+that speaks OpenAI's API is asked the same questions and judged alike. Answers are
+kept in --out as they come, and asked for once. The last command judges
 completions that are there already: lines {"id", "texts"}.
 """
 
-import functools
 import json
 import pathlib
 import sys
@@ -25,11 +25,9 @@ import time
 
 from absl import app, flags
 import jax
-import jax.numpy as jnp
 from ml_collections import config_flags
-import numpy as np
 
-from crjax import data, engine, execution, hf, metrics, sampling, tokenizer
+from crjax import complete, data, execution, metrics
 from crjax.evals import (
   completions,
   cruxeval,
@@ -37,13 +35,15 @@ from crjax.evals import (
   hub,
   judging,
   official,
+  pairs,
   prompts,
+  show,
 )
-from crjax.evals.summary import reval_report, show, summarize, write
+from crjax.evals.summary import reval_report, summarize, write
 from crjax.sharding import make_mesh
 
 KINDS = ('output', 'input', 'coverage', 'path', 'state', 'mixed')
-DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
+ANSWERS = 'answers.jsonl'  # in --out
 
 
 def run(
@@ -96,71 +96,6 @@ def run(
   return rows
 
 
-def make_complete(
-  cfg,
-  params,
-  tok,
-  mesh,
-  *,
-  batch: int,
-  prompt_length: int,
-  completion_length: int,
-  seed: int,
-  thinking: bool | None,
-):
-  """`complete` for `run`, from the decode copy `params`.
-
-  `batch` completions at a time, of prompts whose last completions were longest
-  first. Noise depends on the prompt's place in the data, not on what is sampled
-  beside it.
-  """
-  made = engine.make(
-    cfg,
-    mesh,
-    slots=batch,
-    fewest=max(batch // 8, 1),
-    length=prompt_length + completion_length,
-    stop_ids=tokenizer.stop_ids(tok),
-  )
-  longest = {}  # completion of each prompt so far
-
-  def complete(prompts, temperature, rollouts):
-    encode = functools.partial(tokenizer.encode_prompt, tok, thinking=thinking)
-    encoded = list(map(encode, prompts))
-    fits = [i for i, x in enumerate(encoded) if len(x) <= prompt_length]
-    fits.sort(key=lambda i: -len(encoded[i]))
-    knobs = engine.Knobs(temperature)
-    asked = engine.longest_first(
-      engine.Request(
-        encoded[i],
-        i,
-        r,
-        knobs,
-        most=completion_length,
-        expected=longest.get(i, 0.0),
-      )
-      for i in fits
-      for r in range(rollouts)
-    )
-    texts = [None] * (len(prompts) * rollouts)
-    truncated = np.zeros(len(texts), bool)
-    pieces = engine.stream(made, params, asked, key=jax.random.key(seed))
-    began = time.monotonic()
-    for n, done in enumerate(engine.completions(pieces), start=1):
-      i = done.request.question
-      longest[i] = max(longest.get(i, 0.0), len(done.tokens))
-      slot = i * rollouts + done.request.rollout
-      truncated[slot] = done.finish == 'length'
-      # Without the end token.
-      length = len(done.tokens) - (done.finish == 'stop')
-      texts[slot] = tokenizer.decode(tok, [done.tokens], [length])[0]
-      if n % max(batch, 1) == 0 or n == len(asked):
-        _progress(n, len(asked), temperature, began)
-    return texts, truncated
-
-  return complete
-
-
 def read_tasks(path, benchmark='', direction='') -> list[dict]:
   """Tasks of a Parquet split of ours, or of a benchmark's file."""
   if benchmark:
@@ -176,15 +111,6 @@ def read_tasks(path, benchmark='', direction='') -> list[dict]:
   return some
 
 
-def _progress(done, total, temperature, began):
-  left = (time.monotonic() - began) / done * (total - done)
-  print(
-    f'evaluate: {done} of {total} completions, T={temperature:g}, about '
-    f'{left:.0f} s left',
-    flush=True,
-  )
-
-
 def define_flags():
   config_flags.DEFINE_config_file('config', None, 'How to evaluate a model.')
   flags.DEFINE_string('model', None, 'A directory, URL or hub name.')
@@ -196,6 +122,7 @@ def define_flags():
   flags.DEFINE_enum('prompt', 'trained', prompts.STYLES, 'How it is asked.')
   flags.DEFINE_enum('direction', '', ['', *KINDS], 'Only tasks of this kind.')
   flags.DEFINE_string('completions', None, 'JSONL of ids and texts to judge.')
+  flags.DEFINE_string('against', None, 'Another --out, of the same questions.')
   flags.DEFINE_string('endpoint', None, "A server's URL; --model is its name.")
   flags.DEFINE_bool('raw', False, 'Few-shot prompts as texts, for base models.')
 
@@ -223,10 +150,11 @@ def judge_completions(f):
       data=f.data,
       given=f.completions,
       out=f.out,
+      against=f.against,
     )
   except (ValueError, OSError, RuntimeError) as error:
-    sys.exit(f'--completions={f.completions}: {error}')
-  completions.show(result)
+    sys.exit(f'evaluate: {error}')
+  show.judged(result)
 
 
 def evaluate_model(f, c):
@@ -236,9 +164,11 @@ def evaluate_model(f, c):
   mesh = make_mesh(c.mesh)
   try:
     tasks = read_tasks(source, f.benchmark, f.direction)
+    prompts.ask(f.benchmark, tasks[0], f.prompt)
+    other = pairs.read(f.against) if f.against else None
   except (ValueError, OSError) as error:
-    sys.exit(f'--data={source}: {error}')
-  complete, count = (served if f.endpoint else loaded)(f, c, mesh)
+    sys.exit(f'evaluate: {error}')
+  ask, count = (served if f.endpoint else loaded)(f, c, mesh)
   with (
     jax.set_mesh(mesh),
     execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
@@ -249,7 +179,7 @@ def evaluate_model(f, c):
         completions.self_test(f.benchmark, tasks, (pool, theirs))
       rows = run(
         tasks,
-        complete,
+        ask,
         (pool, theirs),
         samples=c.samples,
         temperature=c.temperature,
@@ -258,7 +188,7 @@ def evaluate_model(f, c):
         raw=f.raw,
         count=count,
       )
-    except (ValueError, endpoint.Refused) as error:
+    except (ValueError, RuntimeError, endpoint.Refused) as error:
       sys.exit(f'evaluate: {error}')
   given = {
     name: getattr(f, name)
@@ -273,35 +203,30 @@ def evaluate_model(f, c):
   }
   if f.benchmark == 'reval':
     report['reval'] = reval_report(tasks, rows)
+  if other is not None:
+    report['against'] = beside(other, pairs.of_rows(rows), f.against)
   if f.out and jax.process_index() == 0:
     write(f.out, report, rows)
-  show(report)
+  show.report(report)
+
+
+def beside(other, ours, path) -> dict:
+  """{path, pairs} of `pairs.compare`; ends where there is nothing shared."""
+  found = pairs.compare(ours, other)
+  if not found:
+    sys.exit(f'--against={path} answers none of these questions')
+  return {'path': path, 'pairs': found}
 
 
 def loaded(f, c, mesh):
   """(complete, count) of a model in this process."""
+  alone = f.out and jax.process_count() == 1
   try:
-    found = hf.inspect(f.model)
-    tok = tokenizer.load(found.place.path)
-    tokenizer.check(tok, found.cfg.V, f'vocab_size of {f.model}')
-    dtype = DTYPES[c.dtype]
-    decode_copy = sampling.make_decode_copy(found.cfg, mesh, dtype)
-    params = decode_copy(hf.load(found, mesh, dtype=dtype))
+    return complete.load(
+      f.model, c, mesh, pathlib.Path(f.out) / ANSWERS if alone else None
+    )
   except (ValueError, OSError) as error:
     sys.exit(f'--model={f.model}: {error}')
-  complete = make_complete(
-    found.cfg,
-    params,
-    tok,
-    mesh,
-    batch=c.batch,
-    prompt_length=c.prompt_length,
-    completion_length=c.completion_length,
-    seed=c.seed,
-    thinking=c.thinking,
-  )
-  bare = functools.partial(tok, add_special_tokens=False)
-  return complete, lambda texts: list(map(len, bare(texts)['input_ids']))
 
 
 def served(f, c, mesh):
@@ -311,7 +236,7 @@ def served(f, c, mesh):
   return endpoint.make_complete(
     f.endpoint,
     f.model,
-    pathlib.Path(f.out) / 'answers.jsonl',
+    pathlib.Path(f.out) / ANSWERS,
     concurrency=c.batch,
     completion_length=c.completion_length,
     seed=c.seed,
