@@ -13,11 +13,12 @@ Reads a split of data_pipeline.build or a benchmark's file. Accuracy is strict
 (see rewards/judge.py) and counts a right answer in a wrong form; rewards do
 not, and the share of right forms stands beside it. The verdict of a benchmark's
 own scorer (evals/official.py) is another number of the same table. A server
-that speaks OpenAI's API is asked the same questions and judged alike. Answers are
-kept in --out as they come, and asked for once. The last command judges
-completions that are there already: lines {"id", "texts"}.
+that speaks OpenAI's API is asked the same questions and judged alike. Answers
+are kept in --out as they come, and asked for once. With --completions those
+that are there already are judged: lines {"id", "texts"}.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -25,9 +26,10 @@ import time
 
 from absl import app, flags
 import jax
+import jax.numpy as jnp
 from ml_collections import config_flags
 
-from crjax import complete, data, execution, metrics
+from crjax import completing, data, execution, hf, metrics, sampling, tokenizer
 from crjax.evals import (
   completions,
   cruxeval,
@@ -43,6 +45,7 @@ from crjax.evals.summary import reval_report, summarize, write
 from crjax.sharding import make_mesh
 
 KINDS = ('output', 'input', 'coverage', 'path', 'state', 'mixed')
+DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 ANSWERS = 'answers.jsonl'  # in --out
 
 
@@ -204,29 +207,43 @@ def evaluate_model(f, c):
   if f.benchmark == 'reval':
     report['reval'] = reval_report(tasks, rows)
   if other is not None:
-    report['against'] = beside(other, pairs.of_rows(rows), f.against)
+    try:
+      report['against'] = pairs.beside(other, pairs.of_rows(rows), f.against)
+    except ValueError as error:
+      sys.exit(f'evaluate: {error}')
   if f.out and jax.process_index() == 0:
     write(f.out, report, rows)
   show.report(report)
 
 
-def beside(other, ours, path) -> dict:
-  """{path, pairs} of `pairs.compare`; ends where there is nothing shared."""
-  found = pairs.compare(ours, other)
-  if not found:
-    sys.exit(f'--against={path} answers none of these questions')
-  return {'path': path, 'pairs': found}
-
-
 def loaded(f, c, mesh):
   """(complete, count) of a model in this process."""
+  # Several processes sample together, and could differ in what is kept.
   alone = f.out and jax.process_count() == 1
   try:
-    return complete.load(
-      f.model, c, mesh, pathlib.Path(f.out) / ANSWERS if alone else None
+    found = hf.inspect(f.model)
+    tok = tokenizer.load(found.place.path)
+    tokenizer.check(tok, found.cfg.V, f'vocab_size of {f.model}')
+    dtype = DTYPES[c.dtype]
+    decode_copy = sampling.make_decode_copy(found.cfg, mesh, dtype)
+    params = decode_copy(hf.load(found, mesh, dtype=dtype))
+    ask = completing.make_complete(
+      found.cfg,
+      params,
+      tok,
+      mesh,
+      batch=c.batch,
+      prompt_length=c.prompt_length,
+      completion_length=c.completion_length,
+      seed=c.seed,
+      thinking=c.thinking,
+      kept=pathlib.Path(f.out) / ANSWERS if alone else None,
+      model=f'{completing.fingerprint(found.place)} {c.dtype}',
     )
   except (ValueError, OSError) as error:
     sys.exit(f'--model={f.model}: {error}')
+  bare = functools.partial(tok, add_special_tokens=False)
+  return ask, lambda texts: list(map(len, bare(texts)['input_ids']))
 
 
 def served(f, c, mesh):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crjax import complete, evaluate, hf, sampling, tokenizer
+from crjax import completing, evaluate, hf, sampling, tokenizer
 from crjax.evals import endpoint, prompts
 from crjax.execution import Pool
 from crjax.sharding import make_mesh
@@ -120,7 +120,7 @@ def test_a_served_model_gives_what_it_gives_in_this_process(tmp_path):
   params = sampling.make_decode_copy(found.cfg, mesh, dtype)(
     hf.load(found, mesh, dtype=dtype)
   )
-  here = complete.make_complete(
+  here = completing.make_complete(
     found.cfg,
     params,
     tok,

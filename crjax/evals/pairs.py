@@ -35,7 +35,9 @@ def read(path) -> dict:
     result = json.loads(path.read_text('utf-8'))
     return of_items(result['items'])
   except (ValueError, LookupError, TypeError) as error:
-    raise ValueError(f'{path} is no result of crjax.evaluate: {error}') from error
+    raise ValueError(
+      f'{path} is no result of crjax.evaluate: {error}'
+    ) from error
 
 
 def rows(path) -> list[dict]:
@@ -43,7 +45,9 @@ def rows(path) -> list[dict]:
   import pyarrow.parquet  # Slow to import.
 
   names = pyarrow.parquet.read_schema(path).names
-  table = pyarrow.parquet.read_table(path, columns=[x for x in COLUMNS if x in names])
+  table = pyarrow.parquet.read_table(
+    path, columns=[x for x in COLUMNS if x in names]
+  )
   return table.to_pylist()
 
 
@@ -51,7 +55,10 @@ def of_rows(some) -> dict:
   """As `read`; of the greedy rows of `evaluate.run` that were judged."""
   found = collections.defaultdict(dict)
   for row in some:
-    if row['mode'] == 'greedy' and row['verdict'] not in ('infra', 'unlabelled'):
+    if row['mode'] == 'greedy' and row['verdict'] not in (
+      'infra',
+      'unlabelled',
+    ):
       found[row['kind']][name(row)] = float(row['right'])
   return dict(found)
 
@@ -84,3 +91,11 @@ def compare(a: dict, b: dict) -> list[dict]:
     means = {'a': float(x.mean()), 'b': float(y.mean())}
     found.append({'kind': kind, 'n': len(shared), **means, **told})
   return found
+
+
+def beside(other, ours, path) -> dict:
+  """{path, pairs}; ValueError where no question is shared."""
+  found = compare(ours, other)
+  if not found:
+    raise ValueError(f'--against={path} answers none of these questions')
+  return {'path': str(path), 'pairs': found}

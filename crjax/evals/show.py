@@ -1,4 +1,4 @@
-"""Evaluations as tables of a terminal, each narrow enough for 80 columns."""
+"""Evaluations as tables of a terminal; nothing in them is ever cut."""
 
 import rich.box
 import rich.console
@@ -6,7 +6,7 @@ import rich.markup
 import rich.table
 
 MODES = ('greedy', 'sampled')
-NARROWEST = 100  # columns, where the terminal does not say
+WIDTH = 120  # columns, where there is no terminal to say
 
 
 def report(told: dict):
@@ -88,6 +88,50 @@ def breakdown(kinds):
   table(title, ('', *found), lines)
 
 
+def judged(result):
+  """What `completions.judge` found, and what was not as it should be."""
+  if result['missing']:
+    print(
+      f'{len(result["missing"])} of {result["n"]} items have no completions '
+      f'and count as wrong; the first: {result["missing"][0]}'
+    )
+  if result['unknown']:
+    print(
+      f'{len(result["unknown"])} ids are not in the data and count nowhere; '
+      f'the first: {result["unknown"][0]}'
+    )
+  asked = f'{result["direction"] or "all"} prediction, {result["prompt"]}'
+  print(
+    f'{result["benchmark"]}, {asked}, {result["n"]} items: pass@1 '
+    f'{result["official"]["pass_at_1"]:.1f} official, '
+    f'{result["strict"]["pass_at_1"]:.1f} strict'
+  )
+  lines = []
+  for name in ('official', 'strict', 'typed'):
+    x = result[name]
+    low, high = x['ci95'] or (None, None)
+    of_k = {k: v for k, v in x.get('pass_at_k', {}).items() if k != '1'}
+    more = [f'@{k} {v:.1f}' for k, v in of_k.items()]
+    lines.append(
+      (
+        name,
+        f'{x["pass_at_1"]:.1f}',
+        f'[{low:.1f}, {high:.1f}]' if x['ci95'] else '-',
+        ' '.join(more) or '-',
+      )
+    )
+  table('pass@1, percent', ('judge', 'pass@1', '95 %', 'pass@k'), lines)
+  print(
+    f'format {percent(result["format_rate"])} %, best constant answer '
+    f'{percent((result["constant"] or {}).get("strict"))} %'
+  )
+  breakdown({result['direction'] or 'all': result})
+  if 'reval' in result:
+    reval(result['reval'])
+  if 'against' in result:
+    against(result['against'])
+
+
 def reval(told):
   """Both sets of labels of `reval_score.summarize`."""
   show = lambda x: '-' if x is None else f'{x:.1f}'
@@ -143,12 +187,12 @@ def table(title, head, lines):
     title=title, box=rich.box.SIMPLE, title_justify='left', pad_edge=False
   )
   for i, name in enumerate(head):
-    made.add_column(name, justify='right' if i else 'left', no_wrap=True)
+    made.add_column(name, justify='right' if i else 'left', overflow='fold')
   for line in lines:
     made.add_row(*map(rich.markup.escape, line))
   console = rich.console.Console()
   if not console.is_terminal:
-    console.width = max(console.width, NARROWEST)
+    console.width = max(console.width, WIDTH)
   console.print(made)
 
 

@@ -10,48 +10,12 @@ import hashlib
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from crjax import engine, files, hf, sampling, tokenizer
+from crjax import engine, files, tokenizer
 from crjax.evals import journal
 
-DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 PIECE = 1 << 16  # bytes of a file of weights, of which three tell it apart
-
-
-def load(name, config, mesh, kept=None):
-  """(complete, count) for `evaluate.run`, of a directory, URL or hub name.
-
-  Args:
-    name: see `hf.inspect`.
-    config: of evaluate.
-    mesh: see `sharding.make_mesh`.
-    kept: the journal's path; None for none, as where several processes sample.
-
-  Raises ValueError or OSError.
-  """
-  found, c = hf.inspect(name), config
-  tok = tokenizer.load(found.place.path)
-  tokenizer.check(tok, found.cfg.V, f'vocab_size of {name}')
-  dtype = DTYPES[c.dtype]
-  decode_copy = sampling.make_decode_copy(found.cfg, mesh, dtype)
-  params = decode_copy(hf.load(found, mesh, dtype=dtype))
-  complete = make_complete(
-    found.cfg,
-    params,
-    tok,
-    mesh,
-    batch=c.batch,
-    prompt_length=c.prompt_length,
-    completion_length=c.completion_length,
-    seed=c.seed,
-    thinking=c.thinking,
-    kept=kept,
-    model=[fingerprint(found.place), c.dtype] if kept else '',
-  )
-  bare = functools.partial(tok, add_special_tokens=False)
-  return complete, lambda texts: list(map(len, bare(texts)['input_ids']))
 
 
 def fingerprint(place) -> str:
@@ -152,6 +116,8 @@ def make_complete(
         note(i, r, answer)
       else:
         left.append((i, r, encoded[i]))
+    if len(left) < len(fits) * rollouts:
+      print(f'evaluate: {len(fits) * rollouts - len(left)} are in {kept}')
     for request, answer in sample(left, temperature):
       i, r = request.question, request.rollout
       note(i, r, answer)
