@@ -34,7 +34,6 @@ from crjax.evals import (
   completions,
   cruxeval,
   endpoint,
-  hub,
   judging,
   official,
   pairs,
@@ -102,7 +101,7 @@ def run(
 def read_tasks(path, benchmark='', direction='') -> list[dict]:
   """Tasks of a Parquet split of ours, or of a benchmark's file."""
   if benchmark:
-    tasks = completions.BENCHMARKS[benchmark].load(hub.local(path))
+    tasks = completions.load(benchmark, path)
   elif pathlib.Path(path).suffix == '.jsonl':
     tasks = cruxeval.load(path)
   else:

@@ -8,6 +8,7 @@ import pytest
 
 from crjax import data
 from crjax.evals import (
+  completions,
   official,
   prompts,
   reval,
@@ -442,3 +443,27 @@ def test_a_variable_that_is_no_expression_is_named(pool):
   questions['tasks'][0]['task'][0]['var'] = 'not a name'
   with pytest.raises(ValueError, match="var 'not a name'"):
     reval.freeze([(PROGRAM, questions)], pool)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'kind': 'x'}, "line 2: field 'kind' must be one of"),
+    ({'official': 'YES'}, "line 2: field 'official' must be list or NoneType"),
+    ({'line': None}, "line 2: field 'line' must be int"),
+    ({}, "line 2: field 'id' repeats"),
+  ],
+)
+def test_labels_that_are_not_as_they_should_be(
+  frozen, tmp_path, change, message
+):
+  row = of(frozen, '0-0-coverage')
+  path = tmp_path / 'labels.jsonl'
+  path.write_text(json.dumps(row) + '\n' + json.dumps(row | change))
+  with pytest.raises(ValueError, match=message):
+    reval.load(path)
+
+
+def test_programs_without_labels_are_no_benchmark_yet(sample):
+  with pytest.raises(ValueError, match='directory, and labels are asked for'):
+    completions.load('reval', sample)

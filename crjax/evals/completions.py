@@ -49,9 +49,7 @@ def run(
     raise ValueError(
       f'{benchmark} has no direction {direction!r}; it has {module.DIRECTIONS}'
     )
-  tasks = [
-    t for t in module.load(hub.local(data)) if direction in ('', t['kind'])
-  ]
+  tasks = [t for t in load(benchmark, data) if direction in ('', t['kind'])]
   texts = read(given)
   if not set(texts) & {task['item'] for task in tasks}:
     raise ValueError(f'{given} and {data} have no id in common')
@@ -67,6 +65,16 @@ def run(
   if out:
     files.write_text(out, json.dumps(result, indent=1) + '\n')
   return result
+
+
+def load(benchmark, data) -> list[dict]:
+  """Its tasks, of a file or a name on the hub; ValueError or OSError."""
+  if benchmark == 'reval' and pathlib.Path(data).is_dir():
+    raise ValueError(
+      f'{data} is a directory, and labels are asked for; make them with '
+      f'python -m crjax.evals.reval --data={data} --out=labels.jsonl'
+    )
+  return BENCHMARKS[benchmark].load(hub.local(data))
 
 
 def self_test(benchmark, tasks, pools):

@@ -84,7 +84,7 @@ def breakdown(kinds):
       cells = [x.get(by, {}).get(value) for x in found.values()]
       told = [f'{percent(c["strict"])} /{c["n"]}' if c else '-' for c in cells]
       lines.append((f'{by} {value}', *told))
-  title = 'Strict, by what programs are like / how many items'
+  title = 'Strict / answers, by program'
   table(title, ('', *found), lines)
 
 
