@@ -2,7 +2,7 @@
 
   python -m crjax.train --config=configs/grpo_14b.py --distributed
 
-Hardware: 8 H200, or a v5p-16 or v6e-16 slice; `crjax.plan` says what fits.
+Hardware: 8 H200, or a v5p-16 slice; `crjax.plan` says what fits.
 Hours: not measured.
 """
 
@@ -20,5 +20,8 @@ def get_config(preset='crjax'):
     '--out=runs/sft_14b/export'
   )
   c.shape = qwen2_5('14B')
-  c.topologies = {'h200x8': {}, 'v5p:2x2x2': {}}
+  c.topologies = {
+    'h200x8': {'slots': 384},
+    'v5p:2x2x2': {'slots': 256, 'mesh': (1, 4, 2)},
+  }
   return c

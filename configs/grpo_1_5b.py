@@ -2,7 +2,7 @@
 
   python -m crjax.train --config=configs/grpo_1_5b.py --distributed
 
-Hardware: one H200, or a v6e-8 or v5e-16 slice; `crjax.plan` says what fits.
+Hardware: one H200, or a v6e-8 slice; `crjax.plan` says what fits.
 Hours: not measured.
 """
 
@@ -20,5 +20,5 @@ def get_config(preset='crjax'):
     '--out=runs/sft_1_5b/export'
   )
   c.shape = qwen2_5('1.5B')
-  c.topologies = {'h200': {}, 'v6e:2x4': {}}
+  c.topologies = {'h200': {'slots': 384}, 'v6e:2x4': {}}
   return c

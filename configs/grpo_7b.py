@@ -2,7 +2,7 @@
 
   python -m crjax.train --config=configs/grpo_7b.py --distributed
 
-Hardware: a v5p-16 or v6e-16 slice, or 8 GPUs of 80 GB.
+Hardware: 8 H200, or a v5p-16 slice; `crjax.plan` says what fits.
 Hours: not measured. Expected: the paper (arXiv 2507.17548) reports 27-40 % over
 earlier methods with both stages.
 Recipe: 128 of 192 questions x 16 rollouts, one update a batch, T = 1, group
@@ -74,6 +74,7 @@ def get_config(preset='crjax'):
   c.remat = 'full'
   c.save_every = 20
   c.keep = 2
+  c.keep_best = 'reward'  # The save with the highest mean since the last.
   c.watchdog = 3600  # Seconds without a step, then the run ends.
   c.samples_every = 1
   return choose(c, preset)

@@ -24,6 +24,9 @@ PRESETS = {
     'kl': 'k3',
     'kl_coef': 0.0,
     'kl_in': 'loss',  # Or 'reward'.
+    # What a right line about a step adds to its tokens in answers to 'mixed'
+    # questions; 0.3 in StepCodeReasoner. See advantages.intra.
+    'step_coef': 0.0,
     'entropy_target': 0.0,  # Nats a token to be kept up by a bonus; 0: none.
     'minibatches': 1,
     'dynamic': True,  # False: only so many questions as are trained on.

@@ -68,6 +68,7 @@ def get_config(preset='crjax'):
   c.remat = 'none'
   c.save_every = 20
   c.keep = 2
+  c.keep_best = 'reward'  # The save with the highest mean since the last.
   c.watchdog = 600  # Seconds without a step, then the run ends.
   c.samples_every = 1
   return choose(c, preset)

@@ -2,7 +2,7 @@
 
   python -m crjax.train --config=configs/sft_14b.py --distributed
 
-Hardware: 8 H200, or a v5p-16 or v6e-16 slice; `crjax.plan` says what fits.
+Hardware: 8 H200, or a v5p-16 slice; `crjax.plan` says what fits.
 Hours: not measured.
 """
 
@@ -16,5 +16,5 @@ def get_config():
   c.model = 'Qwen/Qwen2.5-Coder-14B-Instruct'
   c.how.model = 'hf download Qwen/Qwen2.5-Coder-14B-Instruct   (30 GB)'
   c.shape = qwen2_5('14B')
-  c.topologies = {'h200x8': {}, 'v5p:2x2x2': {}}
+  c.topologies = {'h200x8': {'remat': 'dots'}, 'v5p:2x2x2': {}}
   return c

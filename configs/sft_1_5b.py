@@ -16,5 +16,9 @@ def get_config():
   c.model = 'Qwen/Qwen2.5-Coder-1.5B-Instruct'
   c.how.model = 'hf download Qwen/Qwen2.5-Coder-1.5B-Instruct   (3 GB)'
   c.shape = qwen2_5('1.5B')
-  c.topologies = {'h200': {}, 'v6e:2x4': {}, 'v5e:4x4': {'micro': 4}}
+  c.topologies = {
+    'h200': {'remat': 'dots'},
+    'v6e:2x4': {},
+    'v5e:4x4': {'micro': 4},
+  }
   return c

@@ -2,7 +2,7 @@
 
   python -m crjax.train --config=configs/sft_7b.py --distributed
 
-Hardware: a v5p-16 or v6e-16 slice, or 8 GPUs of 80 GB (ZeRO-3 over all).
+Hardware: 8 H200, a v6e-16 slice, or one H200; `crjax.plan` says what fits.
 Hours: not measured. Expected: the paper (arXiv 2507.17548) reports that this
 stage carries most of its gain over the base model on CRUXEval.
 Recipe: AdamW 1e-5, cosine, 10 % warm-up, 2 epochs, rows of up to 4,096 tokens.
@@ -24,7 +24,12 @@ def get_config():
   c.thinking = False  # Qwen3: reasoning stands in our tags, not in <think>.
   c.model = 'Qwen/Qwen2.5-7B-Instruct'  # Or a directory, or gs://...
   c.shape = qwen2_5('7B')  # For `crjax.plan` alone: the model knows its own.
-  c.topologies = {'h200x8': {}, 'v6e:4x4': {'micro': 4}}
+  half = ('bfloat16', 'bfloat16')
+  c.topologies = {
+    'h200': {'masters': 'split', 'moments': half, 'micro': 32, 'remat': 'mlp'},
+    'h200x8': {'micro': 2, 'remat': 'dots'},
+    'v6e:4x4': {'micro': 4},
+  }
   c.how = {
     'model': 'hf download Qwen/Qwen2.5-7B-Instruct   (15 GB)',
     'tokenizer': '',
@@ -60,6 +65,7 @@ def get_config():
   c.remat = 'full'
   c.save_every = 100
   c.keep = 2
+  c.keep_best = ''  # A number of the log, such as '-loss'; '': none.
   c.watchdog = 3600  # Seconds without a step, then the run ends.
   c.samples_every = 0
   return c

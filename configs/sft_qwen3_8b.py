@@ -2,7 +2,7 @@
 
   python -m crjax.train --config=configs/sft_qwen3_8b.py --distributed
 
-Hardware: 8 H200, or a v5p-16 or v6e-16 slice; `crjax.plan` says what fits.
+Hardware: 8 H200, or a v5p-16 slice; `crjax.plan` says what fits.
 Hours: not measured.
 """
 
@@ -16,5 +16,5 @@ def get_config():
   c.model = 'Qwen/Qwen3-8B'
   c.how.model = 'hf download Qwen/Qwen3-8B   (16 GB)'
   c.shape = qwen3('8B')
-  c.topologies = {'h200x8': {}, 'v5p:2x2x2': {}}
+  c.topologies = {'h200x8': {'micro': 4, 'remat': 'dots'}, 'v5p:2x2x2': {}}
   return c

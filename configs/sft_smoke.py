@@ -64,6 +64,7 @@ def get_config():
   c.remat = 'none'
   c.save_every = 250
   c.keep = None  # All: the untrained model is one of them.
+  c.keep_best = ''  # A number of the log, such as '-loss'; '': none.
   c.watchdog = 600  # Seconds without a step, then the run ends.
   c.samples_every = 0
   return c

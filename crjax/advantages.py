@@ -80,6 +80,25 @@ def soft_overlong(rewards_QR, length_QR, *, limit: int, buffer: int):
   return (rewards_QR - beyond_QR / buffer).astype(np.float32)
 
 
+def intra(right_RS):
+  """adv_RS: what a line about a step has beside its completion's advantage.
+
+  A right step counts 1 and the share of right ones among the steps after it,
+  which it prepared (StepCodeReasoner, arXiv 2605.11922). Other than there the
+  mean over the group is taken from it: over a group the sum of the advantages
+  stays that of the outcome, and a step that all know teaches nothing.
+
+  Args:
+    right_RS: 1 for a right step, 0 for a wrong or missing one; the S steps of
+      one question in their order.
+  """
+  right_RS = np.asarray(right_RS, np.float64)
+  S = right_RS.shape[1]
+  since_RS = np.cumsum(right_RS[:, ::-1], axis=1)[:, ::-1]
+  after_RS = (since_RS - right_RS) / np.maximum(np.arange(S)[::-1], 1)
+  return _finish(_centre((right_RS * (1 + after_RS)).T).T)
+
+
 def varied(rewards_QR):
   """varied_Q: true where the judged rewards of a group differ."""
   return (_std(rewards_QR) > 0)[:, 0]

@@ -1,6 +1,12 @@
 """Compiles for devices that may not be here, and reads what came out."""
 
+import contextlib
+import hashlib
+import importlib.metadata
+import json
 import math
+import os
+import pathlib
 import re
 import time
 from typing import NamedTuple
@@ -8,10 +14,14 @@ from typing import NamedTuple
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from crjax import hlo, roofline
+from crjax import files, hlo, roofline
 from crjax.sharding import ACTIVATIONS, WEIGHTS, fit, tree_shardings
 
 EFFICIENCY = 0.6, 0.9  # Of a sheet's rates: usual, and the best ever seen.
+# What a remembered program is of, beside itself.
+COMPILERS = 'jaxlib', 'libtpu', 'jax-cuda13-plugin', 'jax-cuda13-pjrt'
+FLAGS = 'XLA_FLAGS', 'LIBTPU_INIT_ARGS'
+READERS = hlo.__file__, roofline.__file__
 
 
 class Program(NamedTuple):
@@ -35,17 +45,48 @@ class TooLarge(MemoryError):
     self.name, self.used = name, used
 
 
-def compile(name, f, *args, donate=()) -> Program:
+def compile(name, f, *args, donate=(), kept=None) -> Program:
   """Compiles f for the devices that the arguments' shardings name.
 
   `args` are arrays or `jax.ShapeDtypeStruct`s; `donate` their numbers, where f
-  is not jitted already. Raises TooLarge where a compiler says so itself.
+  is not jitted already. `kept` is a directory, for one target, that remembers
+  what came out of the same program and compiler. Raises TooLarge where a
+  compiler says so itself.
   """
   jitted = f if hasattr(f, 'trace') else jax.jit(f, donate_argnums=donate)
   traced = jitted.trace(*args)
+  lowered = traced.lower()
+  if not kept:
+    return _compile(name, traced, lowered)
+  path = pathlib.Path(kept) / f'{_key(lowered)}.json'
+  if not path.exists():
+    try:
+      found = _compile(name, traced, lowered)._asdict()
+    except TooLarge as error:
+      found = {'refused': error.used}
+    files.write_text(path, json.dumps(found))
+  found = json.loads(path.read_text())
+  if 'refused' in found:
+    raise TooLarge(name, found['refused'])
+  rows = [hlo.Collective(*row) for row in found['collectives']]
+  return Program(**found | {'collectives': rows})
+
+
+def _key(lowered) -> str:
+  """Of all that decides what is found on a target."""
+  said = [lowered.as_text()]
+  for package in COMPILERS:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      said.append(f'{package} {importlib.metadata.version(package)}')
+  said += [os.environ.get(name, '') for name in FLAGS]
+  said += [pathlib.Path(f).read_text() for f in (__file__, *READERS)]
+  return hashlib.sha256('\0'.join(said).encode()).hexdigest()[:32]
+
+
+def _compile(name, traced, lowered) -> Program:
   began = time.monotonic()
   try:
-    compiled = traced.lower().compile()
+    compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     used = re.search(r'Used ([\d.]+)([KMG]) of', str(error))
     if not used:

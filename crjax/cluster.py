@@ -18,13 +18,61 @@ import traceback
 
 import jax
 
-from crjax import files
+from crjax import files, runtime
 
 NAMES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 # What a launcher reads from the exit status; anything else is a crash.
 WRONG_INPUT = 2  # No second try would help.
+DIVERGED = 3  # Nor here: the same batch would come again.
 SAVED = 75  # EX_TEMPFAIL: told to stop, saved, wants to be started again.
 HUNG = 70  # EX_SOFTWARE: ended by its own watchdog.
+NOTE_SECONDS = 10  # Between two notes of where a process stands.
+SILENT_SECONDS = 30  # Without a new one. JAX ends all after about 60.
+REFUSING_SECONDS = 5  # For the other processes to find the same fault.
+# Errors of the machine or the network, which may be gone at the next try.
+GIVEN = (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+def begin(distributed: bool):
+  """What an entry point does before JAX sees a device."""
+  runtime.prepare()
+  if distributed:
+    with inputs('--distributed'):
+      join()
+
+
+def refuse(message: str):
+  """Ends this process with the status WRONG_INPUT."""
+  end(message, WRONG_INPUT)
+
+
+def end(message: str, code: int):
+  """Ends this process with `code`, which its launcher reads.
+
+  Leaving a job of several in the usual way waits for the others, which may
+  wait for this one, and an error of that wait would take the place of `code`.
+  """
+  print(message, file=sys.stderr, flush=True)
+  if jax.distributed.is_initialized():
+    time.sleep(REFUSING_SECONDS)
+    sys.stdout.flush()
+    os._exit(code)
+  sys.exit(code)
+
+
+@contextlib.contextmanager
+def inputs(what: str):
+  """Refuses, in the name of `what`, inputs that are missing or wrong.
+
+  Other OSErrors (a full disk, a bucket that does not answer) end the process
+  with the status 1: another try may succeed.
+  """
+  try:
+    yield
+  except GIVEN as error:
+    refuse(f'{what}: {error}')
+  except OSError as error:
+    end(f'{what}: {error}', 1)
 
 
 def join():
@@ -68,46 +116,145 @@ def watchdog(workdir, seconds: float):
 
   Before it ends it prints where every process of the job stands, as far as
   they share `workdir`, and the stacks of its own threads. Each process leaves
-  its position in workdir/processes, a few times in `seconds`.
+  its position in workdir/processes, every NOTE_SECONDS. In a job of several an
+  exception ends its process at once, with the same table: others wait for it.
   """
   mine = {'host': socket.gethostname(), 'pid': os.getpid(), 'step': None}
-  beats, over = [time.time()], threading.Event()
-  main = threading.main_thread().ident
+  beats, over = [time.monotonic()], threading.Event()
+  pause = min(seconds / 4, NOTE_SECONDS)
 
   def beat(step: int):
     mine['step'] = step
-    beats[0] = time.time()
+    beats[0] = time.monotonic()
 
-  def look():
-    while not over.wait(min(seconds / 4, 30)):
-      idle = time.time() - beats[0]
-      place = _place(main)
-      note = mine | {'idle': round(idle), 'at': place, 'time': time.time()}
-      with contextlib.suppress(OSError):  # A full disk ends no run from here.
-        files.write_text(_note(workdir), json.dumps(note))
-      if idle > seconds:
-        print(_report(workdir, idle, mine['step'], place), file=sys.stderr)
-        faulthandler.dump_traceback(all_threads=True)
-        sys.stderr.flush()
-        os._exit(HUNG)  # The main thread may never come back to be asked.
-
-  thread = threading.Thread(target=look, name='watchdog', daemon=True)
-  thread.start()
+  idle = lambda: time.monotonic() - beats[0]
+  threads = [  # Apart, as files may be what hangs.
+    threading.Thread(target=work, args=(workdir, mine, over, pause, *more))
+    for work, more in ((_speak, ()), (_look, (idle, seconds)))
+  ]
+  for thread in threads:
+    thread.daemon = True
+    thread.start()
   try:
     yield beat
+  except Exception as error:
+    if jax.process_count() == 1:
+      raise
+    over.set()
+    _fail(workdir, mine, pause, error)
   finally:
     over.set()
-    thread.join()
-    pathlib.Path(_note(workdir)).unlink(missing_ok=True)
+    for thread in threads:
+      thread.join(pause)
+    files.remove(_note(workdir))
 
 
-def _note(workdir):
-  return pathlib.Path(workdir) / 'processes' / f'{jax.process_index()}.json'
+def _speak(workdir, mine, over, pause):
+  """Leaves notes; process 0, for all, says who has stopped to."""
+  told = set()
+  _write(workdir, mine, 'its start')
+  while not over.wait(pause):
+    _write(workdir, mine, _place())
+    heard = _hear(workdir) if jax.process_index() == 0 else {}
+    if new := {*_silent(heard, SILENT_SECONDS)} - told:
+      told |= new
+      text = f'watchdog: {"; ".join(sorted(new))}: dead or cut off?\n'
+      print(text + _report(mine['step'], heard), file=sys.stderr, flush=True)
 
 
-def _place(thread: int) -> str:
-  """The innermost line of the main thread that is ours: what it waits for."""
-  frame = sys._current_frames().get(thread)
+def _look(workdir, mine, over, pause, idle, seconds):
+  """Ends this process when it has been idle for too long."""
+  while not over.wait(pause):
+    if idle() > seconds:
+      place = _place()
+      what = f'no step in {idle():.0f} s (config.watchdog), at {place}'
+      faulthandler.dump_traceback(all_threads=True)
+      _last_words(workdir, mine, pause, f'watchdog: {what}', f'hung at {place}')
+      # Where one process ends, JAX ends the others: they speak first.
+      time.sleep(2 * pause if jax.process_count() > 1 else 0)
+      os._exit(HUNG)  # The main thread may never come back to be asked.
+
+
+def _fail(workdir, mine, pause, error):
+  """Ends this process of several by an error, its own or that of another."""
+  traceback.print_exc()
+  what = f'{type(error).__name__}: {error}'.partition('\n')[0]
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    _briefly(lambda: _write(workdir, mine, f'its end, by {what}'), pause)
+    what = '; '.join([*_find_lost(workdir, 2.5 * pause), what])
+  _last_words(workdir, mine, pause, f'lost: {what}', f'by {what}')
+  os._exit(1)
+
+
+def _last_words(workdir, mine, pause, what, end):
+  print(what, file=sys.stderr, flush=True)
+
+  def work():
+    _write(workdir, mine, f'its end, {end}')
+    text = _report(mine['step'], _hear(workdir))
+    print(
+      text + '\nIt ends; the launcher starts the job again, which resumes from '
+      'its last checkpoint',
+      file=sys.stderr,
+      flush=True,
+    )
+
+  _briefly(work, pause)
+
+
+def _write(workdir, mine, at: str):
+  with contextlib.suppress(OSError):  # A full disk ends no run from here.
+    text = json.dumps(mine | {'at': at, 'time': time.time()})
+    files.write_text(_note(workdir), text)
+
+
+def _briefly(work, seconds: float):
+  """Does what may hang, and goes on without it then."""
+  thread = threading.Thread(target=work, daemon=True)
+  thread.start()
+  thread.join(seconds)
+
+
+def _note(workdir, index=None) -> str:
+  index = jax.process_index() if index is None else index
+  return f'{workdir}/processes/{index}.json'
+
+
+def _hear(workdir) -> dict:
+  """{process: its last note}, of those that have left one."""
+  heard = {}
+  for index in range(jax.process_count()):
+    with contextlib.suppress(OSError, ValueError):
+      heard[index] = json.loads(files.read_bytes(_note(workdir, index)))
+  return heard
+
+
+def _silent(heard: dict, seconds: float):
+  """Sentences about processes whose last note is so old."""
+  for index, note in heard.items():
+    if time.time() - note['time'] > seconds:
+      yield (
+        f'process {index} ({note["host"]}, pid {note["pid"]}) has not been '
+        f'heard of for {seconds:.0f} s'
+      )
+
+
+def _find_lost(workdir, seconds: float) -> list[str]:
+  """Waits until others are silent for so long, or one has told its end."""
+  last = time.monotonic() + 2 * seconds
+  while time.monotonic() < last:
+    heard = _hear(workdir)
+    heard.pop(jax.process_index(), None)
+    ended = any('its end' in note['at'] for note in heard.values())
+    if ended or any(_silent(heard, seconds)):
+      return list(_silent(heard, seconds))
+    time.sleep(0.5)
+  return []
+
+
+def _place() -> str:
+  """The functions of ours that the main thread is in; its innermost line."""
+  frame = sys._current_frames().get(threading.main_thread().ident)
   ours = [
     line
     for line in traceback.extract_stack(frame)
@@ -117,28 +264,24 @@ def _place(thread: int) -> str:
     return 'unknown'
   line = ours[-1]
   name = pathlib.Path(line.filename).name
-  return f'{name}:{line.lineno} {line.name}: {line.line}'
+  names = ' > '.join(x.name for x in ours if not x.name.startswith('<'))
+  return f'{names} ({name}:{line.lineno} {line.line})'
 
 
-def _report(workdir, idle, step, place) -> str:
-  folder = pathlib.Path(workdir) / 'processes'
+def _report(step, heard: dict) -> str:
   lines = [
-    f'watchdog: no step in {idle:.0f} s on process {jax.process_index()} of '
-    f'{jax.process_count()}, after step {step}, at {place}. The processes of '
-    'this job, those that hold the others up first:'
+    f'This is process {jax.process_index()} of {jax.process_count()}, after '
+    f'step {step}. The processes of this job, those that hold the others up '
+    'first:'
   ]
-  notes = []
-  for path in folder.glob('*.json'):
-    with contextlib.suppress(OSError, ValueError):
-      notes.append((path.stem, json.loads(path.read_text('utf-8'))))
-  for index, note in sorted(notes, key=lambda x: (x[1]['time'], x[0])):
-    silent = time.time() - note['time']
+  # First who is silent; who is in a collective waits for the others.
+  speaks = lambda note: time.time() - note['time'] < 2.5 * NOTE_SECONDS
+  waits = lambda note: '(sharding.py:' in note['at']
+  order = lambda x: (speaks(x[1]), waits(x[1]), x[1]['time'])
+  for index, note in sorted(heard.items(), key=order):
     lines.append(
       f'  process {index} ({note["host"]}, pid {note["pid"]}): step '
-      f'{note["step"]}, last heard of {silent:.0f} s ago, at {note["at"]}'
+      f'{note["step"]}, last heard of {time.time() - note["time"]:.0f} s ago, '
+      f'at {note["at"]}'
     )
-  lines.append(
-    'Ends this process; the launcher starts the job again, and it resumes from '
-    'its last checkpoint. A longer bound: --config.watchdog=SECONDS'
-  )
   return '\n'.join(lines)

@@ -130,6 +130,8 @@ def make_complete(
 
 
 def _progress(done, total, temperature, began):
+  if jax.process_index():
+    return
   left = (time.monotonic() - began) / done * (total - done)
   print(
     f'evaluate: {done} of {total} completions, T={temperature:g}, about '

@@ -1,4 +1,4 @@
-"""Which questions to ask: those that are sometimes solved, mostly.
+"""Which questions to ask, those that are sometimes solved, and what is known.
 
 A question that every rollout solves, or none, teaches nothing. The share of
 right rollouts at the last visit puts a question into a pool (prime-rl's
@@ -87,6 +87,44 @@ class Curriculum:
     # Counted, not drawn from a stream: the same after a resume.
     draw = np.random.default_rng((self._seed, i, passes)).random()
     return pool == 'normal' or draw < RARE
+
+
+class Lengths:
+  """Prompts as `prompts` gives them, and how long their completions were.
+
+  Its state holds the lengths of the last visits beside that of `prompts`, so
+  that a resumed run starts its rollouts in the same order.
+  """
+
+  def __init__(self, prompts):
+    self.rows = prompts.rows
+    self._prompts = prompts
+    self._seen = {}  # id: mean tokens
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> Prompts:
+    return next(self._prompts)
+
+  def observe(self, ids_Q, length_QR):
+    """Takes note of the tokens of each completion of a question."""
+    means = np.asarray(length_QR).mean(1).tolist()
+    self._seen.update(zip(ids_Q.tolist(), means, strict=True))
+
+  def expected(self, ids_Q) -> list[float]:
+    """Tokens a completion; what was never asked counts as the mean does."""
+    known = list(self._seen.values())
+    usual = float(np.mean(known)) if known else 0.0
+    return [self._seen.get(i, usual) for i in ids_Q.tolist()]
+
+  def get_state(self) -> dict:
+    seen = {str(i): n for i, n in sorted(self._seen.items())}
+    return {'prompts': self._prompts.get_state(), 'lengths': seen}
+
+  def set_state(self, state: dict):
+    self._prompts.set_state(state['prompts'])
+    self._seen = {int(i): n for i, n in state['lengths'].items()}
 
 
 def _pool(rate: float, streak: int) -> str:

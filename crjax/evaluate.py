@@ -21,15 +21,13 @@ that are there already are judged: lines {"id", "texts"}.
 import functools
 import json
 import pathlib
-import sys
 import time
 
 from absl import app, flags
 import jax
-import jax.numpy as jnp
 from ml_collections import config_flags
 
-from crjax import completing, data, execution, hf, metrics, sampling, tokenizer
+from crjax import cluster, completing, data, hf, metrics, sampling, tokenizer
 from crjax.evals import (
   completions,
   cruxeval,
@@ -41,10 +39,10 @@ from crjax.evals import (
   show,
 )
 from crjax.evals.summary import reval_report, summarize, write
-from crjax.sharding import make_mesh
+from crjax.inputs import DTYPES, open_pool, parse_flags
+from crjax.sharding import all_processes, make_mesh
 
 KINDS = ('output', 'input', 'coverage', 'path', 'state', 'mixed')
-DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 ANSWERS = 'answers.jsonl'  # in --out
 
 
@@ -80,7 +78,7 @@ def run(
     texts, truncated = complete(asked, heat, n)
     repeated = [task for task in tasks for _ in range(n)]
     answers = [text or '' for text in texts]
-    infos = judging.judge(benchmark, style, repeated, answers, truncated, pools)
+    infos = judged(benchmark, style, repeated, answers, truncated, pools)
     tokens = count(answers) if count else [None] * len(answers)
     for i, info in enumerate(infos):
       rows.append(
@@ -96,6 +94,15 @@ def run(
         | info
       )
   return rows
+
+
+def judged(benchmark, style, tasks, texts, truncated, pools):
+  """As `judging.judge`; each process judges its share, all see the whole."""
+  mine = range(jax.process_index(), len(tasks), jax.process_count())
+  part = [[column[i] for i in mine] for column in (tasks, texts, truncated)]
+  infos = judging.judge(benchmark, style, *part, pools)
+  pairs = all_processes(list(zip(mine, infos, strict=True)))
+  return [info for _, info in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def read_tasks(path, benchmark='', direction='') -> list[dict]:
@@ -127,23 +134,27 @@ def define_flags():
   flags.DEFINE_string('against', None, 'Another --out, of the same questions.')
   flags.DEFINE_string('endpoint', None, "A server's URL; --model is its name.")
   flags.DEFINE_bool('raw', False, 'Few-shot prompts as texts, for base models.')
+  flags.DEFINE_bool('distributed', False, 'Join the other processes of a pod.')
 
 
 def main(_):
   f = flags.FLAGS
+  if f.distributed and (f.completions or f.endpoint):
+    cluster.refuse('--completions and --endpoint need one process alone')
+  cluster.begin(f.distributed)
   if f.completions:
     judge_completions(f)
   elif f.model and f.config:
     evaluate_model(f, f.config)
   else:
-    sys.exit('give --completions, or --model and --config')
+    cluster.refuse('give --completions, or --model and --config')
 
 
 def judge_completions(f):
   if not (f.benchmark and f.data):
-    sys.exit('--completions needs --benchmark and --data')
+    cluster.refuse('--completions needs --benchmark and --data')
   if not f.direction and f.benchmark != 'reval':
-    sys.exit(f'--benchmark={f.benchmark} needs --direction')
+    cluster.refuse(f'--benchmark={f.benchmark} needs --direction')
   try:
     result = completions.run(
       f.benchmark,
@@ -155,25 +166,28 @@ def judge_completions(f):
       against=f.against,
     )
   except (ValueError, OSError, RuntimeError) as error:
-    sys.exit(f'evaluate: {error}')
+    cluster.refuse(f'evaluate: {error}')
   show.judged(result)
 
 
 def evaluate_model(f, c):
   source, began = f.data or c.data, time.monotonic()
   if not (f.benchmark or pathlib.Path(source).exists()):
-    sys.exit(f'--data={source} does not exist')
-  mesh = make_mesh(c.mesh)
-  try:
+    cluster.refuse(f'--data={source} does not exist')
+  with cluster.inputs('evaluate'):
+    mesh = make_mesh(c.mesh)
+  with cluster.inputs(f'--data={source}'):
     tasks = read_tasks(source, f.benchmark, f.direction)
     prompts.ask(f.benchmark, tasks[0], f.prompt)
-    other = pairs.read(f.against) if f.against else None
-  except (ValueError, OSError) as error:
-    sys.exit(f'evaluate: {error}')
+  other = None
+  if f.against:
+    with cluster.inputs(f'--against={f.against}'):
+      other = pairs.read(f.against)
+      pairs.check(other, tasks, f.against)
   ask, count = (served if f.endpoint else loaded)(f, c, mesh)
   with (
     jax.set_mesh(mesh),
-    execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
+    open_pool(c) as pool,
     official.pool(c.workers, min_level=c.sandbox_min_level) as theirs,
   ):
     try:
@@ -190,8 +204,10 @@ def evaluate_model(f, c):
         raw=f.raw,
         count=count,
       )
-    except (ValueError, RuntimeError, endpoint.Refused) as error:
-      sys.exit(f'evaluate: {error}')
+    except (ValueError, endpoint.Refused) as error:
+      cluster.refuse(f'evaluate: {error}')
+    except RuntimeError as error:  # The sandbox failed: another try may not.
+      cluster.end(f'evaluate: {error}', 1)
   given = {
     name: getattr(f, name)
     for name in ('model', 'benchmark', 'prompt', 'endpoint', 'raw')
@@ -206,20 +222,18 @@ def evaluate_model(f, c):
   if f.benchmark == 'reval':
     report['reval'] = reval_report(tasks, rows)
   if other is not None:
-    try:
-      report['against'] = pairs.beside(other, pairs.of_rows(rows), f.against)
-    except ValueError as error:
-      sys.exit(f'evaluate: {error}')
-  if f.out and jax.process_index() == 0:
-    write(f.out, report, rows)
-  show.report(report)
+    report['against'] = pairs.beside(other, pairs.of_rows(rows), f.against)
+  if jax.process_index() == 0:
+    if f.out:
+      write(f.out, report, rows)
+    show.report(report)
 
 
 def loaded(f, c, mesh):
   """(complete, count) of a model in this process."""
   # Several processes sample together, and could differ in what is kept.
   alone = f.out and jax.process_count() == 1
-  try:
+  with cluster.inputs(f'--model={f.model}'):
     found = hf.inspect(f.model)
     tok = tokenizer.load(found.place.path)
     tokenizer.check(tok, found.cfg.V, f'vocab_size of {f.model}')
@@ -237,10 +251,8 @@ def loaded(f, c, mesh):
       seed=c.seed,
       thinking=c.thinking,
       kept=pathlib.Path(f.out) / ANSWERS if alone else None,
-      model=f'{completing.fingerprint(found.place)} {c.dtype}',
+      model=f'{completing.fingerprint(found.place)} {c.dtype}' if alone else '',
     )
-  except (ValueError, OSError) as error:
-    sys.exit(f'--model={f.model}: {error}')
   bare = functools.partial(tok, add_special_tokens=False)
   return ask, lambda texts: list(map(len, bare(texts)['input_ids']))
 
@@ -248,17 +260,20 @@ def loaded(f, c, mesh):
 def served(f, c, mesh):
   """(complete, count) of a model behind an OpenAI-compatible server."""
   if not f.out:
-    sys.exit('--endpoint needs --out: the answers are kept there')
-  return endpoint.make_complete(
-    f.endpoint,
-    f.model,
-    pathlib.Path(f.out) / ANSWERS,
-    concurrency=c.batch,
-    completion_length=c.completion_length,
-    seed=c.seed,
-  )
+    cluster.refuse('--endpoint needs --out: the answers are kept there')
+  try:
+    return endpoint.make_complete(
+      f.endpoint,
+      f.model,
+      pathlib.Path(f.out) / ANSWERS,
+      concurrency=c.batch,
+      completion_length=c.completion_length,
+      seed=c.seed,
+    )
+  except (ValueError, OSError, endpoint.Refused) as error:
+    cluster.refuse(f'--endpoint={f.endpoint}: {error}')
 
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

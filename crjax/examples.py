@@ -166,14 +166,21 @@ def _bare(message):
 def read(path, fields: set):
   """The rows of a Parquet or JSONL file as dicts.
 
-  `path` may also be a directory of such files or a data set of the hub,
-  `owner/name` or `owner/name@split`; the split is `train` if none is given.
+  `path` may also be the URL of such a file in a bucket, a directory of them, or
+  a data set of the hub, `owner/name` or `owner/name@split`; the split is
+  `train` if none is given.
 
   Raises FileNotFoundError, or ValueError for a file that is damaged, empty or
   lacks one of `fields`.
   """
   import datasets  # Slow to import; tests of pure functions do without.
 
+  if files.remote(path):
+    with files.fetched(path) as local:
+      try:
+        return read(local, fields)
+      except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
   make = {
     '.parquet': datasets.Dataset.from_parquet,
     '.jsonl': datasets.Dataset.from_json,

@@ -19,15 +19,16 @@ import dataclasses
 import functools
 import pathlib
 import re
-import sys
 
 from absl import app, flags, logging
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from crjax import (
   checkpoint,
+  cluster,
   files,
   hf,
   lora,
@@ -36,6 +37,7 @@ from crjax import (
   sampling,
   tokenizer,
 )
+from crjax.inputs import parse_flags
 from crjax.sharding import gather, make_mesh, tree_shardings
 
 CONTINUED = 16  # tokens of the greedy comparison
@@ -54,14 +56,14 @@ def export(
   Raises ValueError with the difference if what was written does not read back
   as what was meant; an earlier export of that local name then stays as it was.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = epath.Path(workdir)
   if foreign := not_exported(out):
     raise ValueError(
       f'{out} is not an export (it holds {foreign[:3]}); choose another --out'
     )
   with jax.set_mesh(mesh):
     step, cfg, params = restore(workdir, step, mesh)
-    source = workdir / 'source'
+    source = files.locate(workdir / 'source').path
     if adapter:
       if cfg.lora is None:
         raise ValueError(f'{workdir} has no adapters; leave --adapter out')
@@ -106,7 +108,7 @@ def restore(workdir, step, mesh):
   c = hf.read_json(workdir / 'config.json')
   if 'lora' not in c:
     raise ValueError(f'{workdir}/config.json lacks the field "lora"')
-  cfg = hf.read_config(workdir / 'source' / 'config.json')
+  cfg = hf.read_config(files.locate(workdir / 'source').path / 'config.json')
   if not c['lora']['rank']:
     shardings = tree_shardings(hf.abstract(cfg), mesh)
     step, params = checkpoint.restore_params(workdir, step, shardings)
@@ -260,12 +262,14 @@ def define_flags():
   )
   flags.DEFINE_bool('adapter', False, 'Write the adapters of a LoRA run alone.')
   flags.DEFINE_list('mesh', ['1', '-1', '1'], 'data,fsdp,tensor; -1: the rest.')
+  flags.DEFINE_bool('distributed', False, 'Join the other processes of a pod.')
 
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
   f = flags.FLAGS
-  try:
+  cluster.begin(f.distributed)
+  with cluster.inputs('export'):
     step = export(
       f.workdir,
       f.out,
@@ -275,11 +279,9 @@ def main(_):
       limit=f.shard_gb and int(f.shard_gb * 1e9),
       adapter=f.adapter,
     )
-  except (ValueError, OSError) as error:
-    sys.exit(f'export: {error}')
   print(f'export: step {step} of {f.workdir} in {f.out}, verified')
 
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

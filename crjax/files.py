@@ -13,11 +13,13 @@ import pathlib
 import re
 import shutil
 import tempfile
+import time
 from typing import NamedTuple
 
 HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
 SMALL = ['*.json', '*.txt', '*.model', '*.jinja']
 WEIGHTS = '.safetensors'
+SEND_SECONDS = 30.0  # Between two copies of a growing file to a bucket.
 LONGEST_READ = 16 << 20  # bytes a call; a bucket's client copies them once
 
 
@@ -111,8 +113,76 @@ def read_bytes(path) -> bytes:
     return file.read()
 
 
+@contextlib.contextmanager
+def fetched(url):
+  """A local copy of a bucket's file, for as long as it is needed."""
+  with tempfile.TemporaryDirectory(prefix='crjax-') as folder:
+    path = f'{folder}/{os.path.basename(url)}'
+    copy(url, path)
+    yield path
+
+
+def walk(path) -> dict[str, int]:
+  """{file: size} of all that is in a directory, by their paths in it."""
+  path = os.fspath(path)
+  if not remote(path):
+    found = (p for p in pathlib.Path(path).rglob('*') if p.is_file())
+    return {p.relative_to(path).as_posix(): p.stat().st_size for p in found}
+  sizes = {}
+  with _gfile(path) as gfile:
+    for folder, _, names in gfile.walk(path):
+      for name in names:
+        full = f'{folder.rstrip("/")}/{name}'
+        inside = full.removeprefix(path.rstrip('/') + '/')
+        sizes[inside] = gfile.stat(full).length
+  return sizes
+
+
+def exists(path) -> bool:
+  """Whether there is a file or a directory of that name."""
+  path = os.fspath(path)
+  if not remote(path):
+    return os.path.exists(path)
+  with _gfile(path) as gfile:
+    return gfile.exists(path)
+
+
+def copy(path, to):
+  """Copies a file; it appears whole or not at all."""
+  path, to = os.fspath(path), os.fspath(to)
+  if remote(path) or remote(to):
+    if not remote(to):
+      os.makedirs(os.path.dirname(to), exist_ok=True)
+    draft = to if remote(to) else f'{to}.part'
+    with _gfile(path) as gfile:
+      gfile.copy(path, draft, overwrite=True)
+  else:
+    os.makedirs(os.path.dirname(to), exist_ok=True)
+    draft = f'{to}.part'
+    shutil.copyfile(path, draft)
+  if draft != to:
+    os.replace(draft, to)
+
+
+def move(path, to):
+  """Moves a directory to a name that is not taken: `to`, else `to`.2 and on."""
+  from etils import epath  # Slow to import.
+
+  path, to = epath.Path(path), epath.Path(to)
+  to.parent.mkdir(parents=True, exist_ok=True)
+  name, number = to.name, 1
+  while to.exists():
+    number += 1
+    to = to.with_name(f'{name}.{number}')
+  path.rename(to)
+
+
 def write_text(path, text: str):
-  """Writes a local file atomically, and the directories above it."""
+  """Writes a file atomically, and the directories above it."""
+  if remote(path):
+    with writer(path) as file:  # An object appears whole or not at all.
+      file.write(text.encode())
+    return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'{path.name}.tmp')
@@ -141,6 +211,60 @@ def writer(path):
     return
   with _gfile(path) as gfile, gfile.GFile(path, 'wb') as file:
     yield file
+
+
+@contextlib.contextmanager
+def draft(path):
+  """Yields a local name to write to; then the file is at `path`, whole."""
+  if not remote(path):
+    temporary = pathlib.Path(path).with_suffix('.tmp')
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    os.replace(temporary, path)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    temporary = pathlib.Path(folder) / 'draft'
+    yield temporary
+    copy(temporary, path)
+
+
+@contextlib.contextmanager
+def local(path):
+  """Yields `path`, or, of a bucket, a copy that is then sent there."""
+  if not remote(path):
+    yield pathlib.Path(path)
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    for name in walk(path):
+      copy(f'{path}/{name}', f'{folder}/{name}')
+    yield pathlib.Path(folder)
+    for name in walk(folder):
+      copy(f'{folder}/{name}', f'{path}/{name}')
+
+
+class Appended:
+  """A text file that grows. Objects do not: a bucket gets it anew, at times."""
+
+  def __init__(self, path):
+    self.path, self._sent = os.fspath(path), time.monotonic()
+    self._parts, self._new = [], False
+    if remote(path) and exists(path):
+      self._parts = [read_bytes(path).decode()]
+
+  def write(self, text: str):
+    if not remote(self.path):
+      with open(self.path, 'a', encoding='utf-8') as file:
+        file.write(text)
+      return
+    self._parts.append(text)
+    self._new = True
+    if time.monotonic() - self._sent > SEND_SECONDS:
+      self.send()
+
+  def send(self):
+    if self._new:
+      write_text(self.path, ''.join(self._parts))
+      self._new, self._sent = False, time.monotonic()
 
 
 class Ranges:

@@ -28,8 +28,7 @@ def find(cfg, B: int, T: int, dtype):
   platform = device.platform if device else jax.default_backend()
   if platform == 'tpu' and T % LANES == 0:
     return _on_mesh(splash, mesh, cfg, B)
-  here = jax.default_backend() == 'gpu'  # Tracing it asks cuDNN its version.
-  if platform == 'gpu' and here and dtype == jnp.bfloat16 and not cfg.H % 8:
+  if platform == 'gpu' and dtype == jnp.bfloat16 and not cfg.H % 8:
     return cudnn
   return None
 

@@ -18,14 +18,15 @@ import json
 import os
 import pathlib
 import re
-import sys
 
 from absl import app, flags
+from etils import epath
 import jax
 import jax.numpy as jnp
 
-from crjax import engine, export, hf, sampling, tokenizer
-from crjax.sharding import make_mesh
+from crjax import cluster, engine, export, files, hf, sampling, tokenizer
+from crjax.inputs import parse_flags
+from crjax.sharding import make_mesh, wait
 
 FLAGS = flags.FLAGS
 DTYPES = {
@@ -100,9 +101,10 @@ def find(name, mesh, dtype):
   `load()` gives the decode copy. `name` is a directory, URL or hub name; of a
   run, its newest checkpoint.
   """
-  if (pathlib.Path(name) / 'checkpoints').is_dir():
-    _, cfg, params = export.restore(pathlib.Path(name), None, mesh)
-    path, read = pathlib.Path(name) / 'source', lambda: params
+  run = epath.Path(name)
+  if (run / 'checkpoints').is_dir():
+    _, cfg, params = export.restore(run, None, mesh)
+    path, read = files.locate(run / 'source').path, lambda: params
   else:
     found = hf.inspect(name)
     cfg, path = found.cfg, found.place.path
@@ -153,7 +155,7 @@ def resume(path, wanted) -> dict:
       f'{path} was left by a command with other settings or prompts; remove '
       'it, or choose another --out'
     )
-  if rest:
+  if rest and jax.process_index() == 0:
     path.write_text(''.join(f'{line}\n' for line in lines))
   found = map(json.loads, lines[1:])
   return {line.pop('line'): line for line in found}
@@ -171,7 +173,7 @@ def keep(path, wanted, done, completions, total: int):
       done[request.question] = line
       file.write(json.dumps({'line': request.question} | line) + '\n')
       file.flush()
-      if len(done) % 32 == 0 or len(done) == total:
+      if first and (len(done) % 32 == 0 or len(done) == total):
         print(f'generate: {len(done)} of {total} prompts', flush=True)
 
 
@@ -235,6 +237,7 @@ def run(f):
   partial = out.with_name(f'{out.name}.partial')
   wanted = settings(f, lines)
   done = resume(partial, wanted)
+  wait('generate: all have read what is done')
   knobs = engine.Knobs(f.temperature, f.top_p, f.top_k)
   with jax.set_mesh(mesh):
     completions = generate(
@@ -254,7 +257,7 @@ def run(f):
   if jax.process_index() == 0:
     write(out, lines)
     partial.unlink()
-  print(f'generate: {len(lines)} continuations in {f.out}')
+    print(f'generate: {len(lines)} continuations in {f.out}')
 
 
 def define_flags():
@@ -271,15 +274,15 @@ def define_flags():
   flags.DEFINE_integer('batch', 32, 'Prompts at a time.', lower_bound=1)
   flags.DEFINE_enum('dtype', 'float32', sorted(DTYPES), 'Compute in it.')
   flags.DEFINE_list('mesh', ['-1', '1', '1'], 'data,fsdp,tensor; -1: the rest.')
+  flags.DEFINE_bool('distributed', False, 'Join the other processes of a pod.')
 
 
 def main(_):
-  try:
+  cluster.begin(FLAGS.distributed)
+  with cluster.inputs('generate'):
     run(FLAGS)
-  except (ValueError, OSError) as error:
-    sys.exit(f'generate: {error}')
 
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -5,6 +5,7 @@ for rewards and logs only, and never encoded again.
 """
 
 from concurrent import futures
+import time
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from crjax import (
   tokenizer,
   watch,
 )
-from crjax.sharding import gather, sum_over_processes
+from crjax.sharding import all_processes, gather
 
 
 def run(
@@ -33,9 +34,10 @@ def run(
     collect: (state, prompts) -> (Prompts, Rollout on the host, rewards_QR,
       rows of samples), see `make_collect`.
     advantage: (Prompts, Rollout, rewards_QR) -> adv_QR, see `make_advantage`.
-    batch: (Prompts, Rollout, rewards_QR, adv_QR) -> Batch, see `make_batch`.
+    batch: (Prompts, Rollout, rewards_QR, adv_QR, rows) -> Batch.
     update: (state, Batch on the host) -> (state, metrics on the device).
-    log: called with (step, metrics, tokens sampled, rows of samples).
+    log: called with (step, metrics, Batch, tokens sampled, rows of samples); it
+      may end the run.
     due: step -> whether its state is kept, asked once a step.
     save: called with (step, state, prompts) where it is.
     steps: total batches of the run.
@@ -46,15 +48,38 @@ def run(
   for step in range(start + 1, steps + 1):
     questions, rolled, rewards_QR, rows = collect(state, prompts)
     adv_QR = advantage(questions, rolled, rewards_QR)
-    inputs = batch(questions, rolled, rewards_QR, adv_QR)
+    inputs = batch(questions, rolled, rewards_QR, adv_QR, rows)
     state, metrics = update(state, inputs)
     host = watch.summarize(rewards_QR, adv_QR, rolled, rows)
     watch.describe(rows, adv_QR, rolled)
     metrics = gather(metrics) | host
-    log(step, metrics, tokens=int(rolled.mask_BT.sum()), rows=rows)
+    log(step, metrics, inputs, tokens=int(rolled.mask_BT.sum()), rows=rows)
     if due(step):
       save(step, state, prompts)
   return state
+
+
+def timed(collect, log, clock):
+  """(collect, log) of `run` that log a step's seconds by phase, `time/...`.
+
+  `clock` is a Counter to which `make_judge` adds. What sampling takes is what
+  rewards do not; the update has all from there to the log.
+  """
+  ended = [0.0]
+
+  def timed_collect(state, prompts):
+    clock.clear()
+    began = time.perf_counter()
+    found = collect(state, prompts)
+    ended[0] = time.perf_counter()
+    clock['time/rollout_s'] = ended[0] - began - clock['time/rewards_s']
+    return found
+
+  def timed_log(step, metrics, *args, **kwargs):
+    clock['time/update_s'] = time.perf_counter() - ended[0]
+    log(step, metrics | clock, *args, **kwargs)
+
+  return timed_collect, timed_log
 
 
 def make_collect(rollout, judge, *, groups: int, rounds: int, observe):
@@ -66,14 +91,15 @@ def make_collect(rollout, judge, *, groups: int, rounds: int, observe):
   Args:
     rollout: (state, Prompts) -> iterator of Completions.
     judge: (tasks, Completions) -> (Rollout on the host, rewards_QR, rows).
-    observe: called with (ids_Q, rewards_QR) of every round.
+    observe: called with (ids_Q, rewards_QR, length_QR) of every round.
   """
 
   def one_round(state, prompts):
     questions = next(prompts)
     completions = rollout(state, questions)
     rolled, rewards_QR, rows = judge(questions.tasks, completions)
-    observe(questions.ids_Q, rewards_QR)
+    length_QR = rolled.mask_BT.sum(1).reshape(rewards_QR.shape)
+    observe(questions.ids_Q, rewards_QR, length_QR)
     return questions, rolled, rewards_QR, rows
 
   def collect(state, prompts):
@@ -117,13 +143,15 @@ def make_rollout(
   temperature: float,
   slots: int,
   chunk: int,
+  expected,
 ):
   """(state, Prompts) -> iterator of Completions, each as soon as it has ended.
 
   Rollout r of row q has tag q * R + r; its noise is named by the question's id,
   the step and r. `length`: tokens of a prompt at most; `steps` those of a
   completion. `slots`, `chunk`: see engine.py. `frozen`: see
-  `policy.make_update`.
+  `policy.make_update`. `expected`: ids_Q -> tokens of a completion of each;
+  what is expected longest starts first.
   """
   decode_copy = sampling.make_decode_copy(cfg, mesh, dtype)
   made = engine.make(
@@ -150,32 +178,40 @@ def make_rollout(
         r,
         knobs,
         most=steps,
+        expected=hint,
         tag=q * rollouts + r,
       )
-      for q, (tokens_P, mask_P, question) in enumerate(
-        zip(*questions[:3], strict=True)
+      for q, (tokens_P, mask_P, question, hint) in enumerate(
+        zip(*questions[:3], expected(questions.ids_Q), strict=True)
       )
       for r in range(rollouts)
     ]
+    requests = engine.longest_first(requests)
     pieces = engine.stream(made, params, requests, key=key)
     yield from engine.completions(pieces)
 
   return rollout
 
 
-def make_judge(tok, pool, *, rollouts: int, steps: int, pad_id: int):
+def make_judge(tok, pool, *, rollouts: int, steps: int, pad_id: int, clock):
   """(tasks, Completions) -> (Rollout on the host, rewards_QR, rows).
 
   Completions are judged while others are sampled, each process its share; all
-  processes see all rewards. `rows` describe this process's share, for the
-  sample table.
+  processes see all `rows`, which describe completions for the sample table.
+  `clock`: a Counter; to `time/rewards_s` is added what sampling did not hide,
+  to `time/rewards_busy_s` all that judging took.
   """
+
+  def timed(*args):
+    began = time.perf_counter()
+    rows = score(*args)
+    clock['time/rewards_busy_s'] += time.perf_counter() - began
+    return rows
 
   def judge(tasks, completions):
     tasks_B = [task for task in tasks for _ in range(rollouts)]
     rolled = no_rollout(len(tasks_B), steps, pad_id)
-    rewards_B, rows = np.zeros(len(tasks_B), np.float32), []
-    work, waiting = None, []
+    rows, work, waiting = [], None, []
     with futures.ThreadPoolExecutor(1) as thread:
       for done in completions:
         write(rolled, done)
@@ -183,15 +219,15 @@ def make_judge(tok, pool, *, rollouts: int, steps: int, pad_id: int):
           waiting.append(done)
         if waiting and (work is None or work.done()):
           rows += work.result() if work else []
-          work = thread.submit(score, tasks_B, waiting, tok, pool)
+          work = thread.submit(timed, tasks_B, waiting, tok, pool)
           waiting = []
-    rows += work.result() if work else []
-    rows += score(tasks_B, waiting, tok, pool)
-    rows.sort(key=lambda row: row['row'])
-    for row in rows:
-      rewards_B[row['row']] = row['reward']
-    rewards_QR = sum_over_processes(rewards_B).reshape(-1, rollouts)
-    return rolled, rewards_QR, rows
+      began = time.perf_counter()
+      rows += work.result() if work else []
+      rows += timed(tasks_B, waiting, tok, pool)
+      clock['time/rewards_s'] += time.perf_counter() - began
+    rows = sorted(all_processes(rows), key=lambda row: row['row'])
+    rewards_B = np.array([row['reward'] for row in rows], np.float32)
+    return rolled, rewards_B.reshape(-1, rollouts), rows
 
   return judge
 
@@ -258,11 +294,45 @@ def make_advantage(
   return advantage
 
 
+def make_lines(tok, *, rollouts: int, coef: float):
+  """(Rollout, rows) -> extra_BT, or None if `coef` is 0.
+
+  What a token of an answer's line `Qk: ...` has beside the advantage of its
+  completion: `coef` times `advantages.intra` of that line. An answer out of
+  form, or cut off, has no right line.
+  """
+
+  def lines(rolled, rows):
+    if not coef:
+      return None
+    extra_BT = np.zeros(rolled.mask_BT.shape, np.float32)
+    for first in range(0, len(rows), rollouts):
+      group = rows[first : first + rollouts]
+      right_RS = [
+        np.array(row.get('hits', ()), float)
+        * (row['format_ok'] and rolled.stopped_B[row['row']])
+        for row in group
+      ]
+      for row, adv_S in zip(group, advantages.intra(right_RS), strict=True):
+        if not adv_S.any():
+          continue
+        b, spans = row['row'], rewards.line_spans(row['text'])
+        tokens = rolled.tokens_BT[b][rolled.mask_BT[b]].tolist()
+        found = tokenizer.token_spans(tok, tokens, spans.values())
+        for k, (start, stop) in zip(spans, found, strict=True):
+          if k <= len(adv_S):
+            extra_BT[b, start:stop] = coef * adv_S[k - 1]
+    return extra_BT
+
+  return lines
+
+
 def make_batch(
   questions,
   rolled,
   rewards_QR,
   adv_QR,
+  extra_BT=None,
   *,
   groups: int,
   minibatches: int,
@@ -284,6 +354,7 @@ def make_batch(
   Args:
     questions: `data.Prompts`; rolled: a Rollout on the host.
     rewards_QR: NaN where not judged; adv_QR: see advantages.py.
+    extra_BT: what single tokens have beside it, see `make_lines`.
     minibatches: optimizer updates; each has its own mean.
     length: tokens of a row; `rows`: of a slice, see `branches.pack`.
     aggregation: a key of `branches.AGGREGATIONS`.
@@ -296,7 +367,10 @@ def make_batch(
   if mask_truncated:
     out_QR |= ~rolled.stopped_B.reshape(Q, R)
   length_QR = np.where(out_QR, 0, rolled.mask_BT.sum(1).reshape(Q, R))
-  used_QR = (length_QR > 0) & (everything | (adv_QR != 0))
+  if extra_BT is None:
+    extra_BT = np.zeros(rolled.mask_BT.shape, np.float32)
+  signal_QR = (adv_QR != 0) | (extra_BT != 0).any(1).reshape(Q, R)
+  used_QR = (length_QR > 0) & (everything | signal_QR)
 
   def completions(kept):
     weight_QR = branches.AGGREGATIONS[aggregation](length_QR[kept], limit)
@@ -309,16 +383,16 @@ def make_batch(
           prompt=prompt,
           tokens=rolled.tokens_BT[b, :n],
           logp=rolled.logp_BT[b, :n],
-          adv=adv_QR[q, r],
+          adv=adv_QR[q, r] + extra_BT[b, :n],
           weight=weight_R[r],
         )
 
-  parts = np.split(keep(adv_QR, groups), minibatches)
+  parts = np.split(keep(signal_QR, groups), minibatches)
   updates = [list(completions(kept)) for kept in parts]
   return branches.pack(updates, length=length, rows=rows)
 
 
-def keep(adv_QR, groups: int):
+def keep(signal_QR, groups: int):
   """Indices of the groups to train on, ascending; see `make_batch`."""
-  silent_Q = ~(adv_QR != 0).any(1)
+  silent_Q = ~(signal_QR != 0).any(1)
   return np.sort(np.argsort(silent_Q, kind='stable')[:groups])

@@ -170,19 +170,19 @@ def _multiplies(name, computations) -> bool:
 
 
 def _turns(x, computations) -> int:
-  """The turns of a `while`: noted by XLA, or read off its condition, i < n."""
+  """The turns of a `while`: noted by XLA, or read off its condition, which is
+  i < n or i < min(.., n), fused or not."""
   noted = TRIPS.search(x.rest)
   if noted:
     return int(noted[1])
-  condition = computations[
-    dict(CALLED.findall(x.rest))['condition'].lstrip('%')
-  ]
-  root = condition[-1]
-  constants = {y.name: y.operands for y in condition if y.op == 'constant'}
-  if root.op != 'compare' or 'direction=LT' not in root.rest:
-    return 1
-  end = constants.get(root.operands[-1])
-  return int(end[0]) if end and end[0].isdigit() else 1
+  name = dict(CALLED.findall(x.rest))['condition'].lstrip('%')
+  condition = list(computations[name])
+  for y in computations[name]:
+    condition += [z for c in _called(y, computations) for z in computations[c]]
+  below = any(y.op == 'compare' and 'direction=LT' in y.rest for y in condition)
+  ends = {y.operands[0] for y in condition if y.op == 'constant'}
+  end = ends.pop() if len(ends) == 1 else ''
+  return int(end) if below and end.isdigit() else 1
 
 
 def collectives(computations, counts) -> list[Collective]:
@@ -256,14 +256,18 @@ def traffic(computations, counts, fused) -> float:
 def largest(computations, counts, fused) -> int:
   """Bytes of the largest array that an instruction makes, not in place.
 
-  Below the size of a cache or a weight, none of them is ever copied.
+  Below the size of a cache or a weight, none of them is ever copied. What a TPU
+  fetches ahead into the memory on the chip is no copy; a start shows what it
+  reads, so its end counts.
   """
   return max(
-    max(sizes(x.shape), default=0)
+    max(sizes(x.shape, main=True), default=0)
     for name in counts
     if name not in fused
     for x in computations[name]
-    if x.op not in (*FREE, *IN_PLACE) and not _in_place(x, computations)
+    if x.op not in (*FREE, *IN_PLACE)
+    and not x.op.endswith('-start')
+    and not _in_place(x, computations)
   )
 
 

@@ -8,16 +8,29 @@ import dataclasses
 import functools
 import json
 import pathlib
-import sys
+import traceback
 
-from absl import app
+from absl import flags
+from etils import epath
 import jax
 import jax.numpy as jnp
 
-from crjax import checkpoint, data, hf, lora, metrics, model, tokenizer
+from crjax import (
+  checkpoint,
+  cluster,
+  data,
+  execution,
+  files,
+  hf,
+  lora,
+  metrics,
+  model,
+  tokenizer,
+)
 from crjax.examples import is_hub_name
 from crjax.sharding import tree_shardings
 
+CANNOT = 'This run cannot start'
 DTYPES = {'bfloat16': jnp.bfloat16, 'float32': jnp.float32}
 # What a resumed run may change; anything else would make it another run.
 MAY_CHANGE = {
@@ -26,10 +39,20 @@ MAY_CHANGE = {
   'steps',
   'save_every',
   'keep',
+  'keep_best',
   'samples_every',
   'watchdog',
   'topologies',
   'how',
+  # What fits other machines; losses are the same to rounding.
+  'mesh',
+  'micro',
+  'rows',
+  'slots',
+  'chunk',
+  'remat',
+  'offload',
+  'workers',
 }
 
 
@@ -40,17 +63,14 @@ def open_inputs(c):
   checkpoint `c.model`, or, where that is empty, random ones of shape `c.shape`.
   The run's `source` keeps what an export will carry over.
   """
-  try:
-    found = find_inputs(c)
-    cfg = found.cfg if found else model.Config(**c.shape)
-    compare_shape(c, cfg)
-    tok = tokenizer.load(c.tokenizer or found.place.path)
-    rows = f'vocab_size of {c.model}' if found else 'config.shape.V'
-    tokenizer.check(tok, cfg.V, rows)
-    adapted = with_adapters(c, cfg)
-    describe(c, cfg, found)
-  except (ValueError, OSError) as error:
-    sys.exit(f'This run cannot start: {error}')
+  found = find_inputs(c)
+  cfg = found.cfg if found else model.Config(**c.shape)
+  compare_shape(c, cfg)
+  tok = tokenizer.load(c.tokenizer or found.place.path)
+  rows = f'vocab_size of {c.model}' if found else 'config.shape.V'
+  tokenizer.check(tok, cfg.V, rows)
+  adapted = with_adapters(c, cfg)
+  describe(c, cfg, found)
   if not found:
     return tok, cfg, functools.partial(random_params, cfg, c.seed)
   return tok, adapted, functools.partial(load_weights, found)
@@ -84,7 +104,7 @@ def find_inputs(c):
         f'    {c.how[name]}'
       )
   if missing:
-    sys.exit('This run cannot start yet:\n' + '\n'.join(missing))
+    cluster.refuse(f'{CANNOT} yet:\n' + '\n'.join(missing))
   return found
 
 
@@ -98,13 +118,13 @@ def named(sources) -> tuple:
 def find_data(sources):
   """Raises FileNotFoundError for a missing file; the hub is not asked."""
   for path in named(sources):
-    if not (is_hub_name(path) or pathlib.Path(path).exists()):
+    if not (is_hub_name(path) or files.exists(path)):
       raise FileNotFoundError(f'{path} does not exist')
 
 
 def open_examples(c, tok):
   """The batches of an SFT run; rows that cannot be read end it."""
-  try:
+  with cluster.inputs(CANNOT):
     return data.examples(
       c.data,
       tok,
@@ -115,22 +135,36 @@ def open_examples(c, tok):
       thinking=c.thinking,
       packed=c.packed,
     )
-  except (ValueError, OSError) as error:
-    sys.exit(f'This run cannot start: {error}')
+
+
+def open_pool(c):
+  """The sandbox; refuses a machine that isolates less than the config asks."""
+  try:
+    return execution.Pool(c.workers, min_level=c.sandbox_min_level)
+  except RuntimeError as error:
+    cluster.refuse(f'{CANNOT}: {error}')
 
 
 def parse_flags(argv):
-  """absl's parser, for which a mistyped field of the config is no crash."""
+  """absl's parser, for which a mistyped field or file is no crash."""
   try:
-    return app.parse_flags_with_usage(argv)
+    rest = flags.FLAGS(argv)
+    if 'config' in flags.FLAGS and flags.FLAGS.config is not None:
+      flags.FLAGS.config.to_json()  # A file that is not there fails only now.
+    return rest
   except AttributeError as error:  # Of ml_collections, with the nearest name.
     text = str(getattr(error.args[0], 'args', error.args)[0])
-    sys.exit('config has no such field: ' + ' '.join(text.split('\n')))
+    cluster.refuse('config has no such field: ' + ' '.join(text.split('\n')))
+  except (flags.Error, *cluster.GIVEN) as error:
+    cluster.refuse(f'{error}\n--helpshort lists the flags')
+  except Exception:  # The config is Python, and may do anything.
+    traceback.print_exc()
+    cluster.refuse('the config file does not run, see above')
 
 
 def describe(c, cfg, found):
   """Writes config.json and `source`; refuses a run that is another one."""
-  workdir = pathlib.Path(c.workdir)
+  workdir = epath.Path(c.workdir)
   path, now = workdir / 'config.json', json.loads(c.to_json())
   if path.exists():
     before = json.loads(path.read_text())
@@ -140,16 +174,17 @@ def describe(c, cfg, found):
       if before.get(name) != now.get(name)
     ]
     if changed:
-      sys.exit(
+      cluster.refuse(
         f'{workdir} holds a run with another config:\n'
         + '\n'.join(changed)
         + '\nSet them back to resume it, or choose another --config.workdir.'
       )
   if jax.process_index() == 0:
-    if found:
-      hf.remember(found, workdir / 'source', c.tokenizer)
-    else:
-      hf.remember_new(cfg, workdir / 'source', c.tokenizer)
+    with files.local(workdir / 'source') as source:
+      if found:
+        hf.remember(found, source, c.tokenizer)
+      else:
+        hf.remember_new(cfg, source, c.tokenizer)
     checkpoint.write_json(path, now)
 
 
@@ -165,10 +200,8 @@ def with_adapters(c, cfg):
 def load_weights(found, mesh, **kwargs):
   """hf.load with progress; damage ends the run with a message."""
   report = metrics.byte_report('load') if not jax.process_index() else None
-  try:
+  with cluster.inputs(CANNOT):
     return hf.load(found, mesh, report=report, **kwargs)
-  except (ValueError, OSError) as error:
-    sys.exit(f'This run cannot start: {error}')
 
 
 def random_params(cfg, seed, mesh):

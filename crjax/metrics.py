@@ -10,14 +10,13 @@ import contextlib
 import importlib.metadata
 import json
 import math
-import os
-import pathlib
 import platform
 import resource
 import shlex
 import sys
 import time
 
+from etils import epath
 import rich.console
 import rich.progress
 import rich.table
@@ -81,15 +80,14 @@ class Writer:
   ):
     import tensorflow as tf  # Slow to import; only event files need it.
 
-    self._dir = pathlib.Path(run_dir)
-    self._dir.mkdir(parents=True, exist_ok=True)
+    self._dir = epath.Path(run_dir)
     with _naming(self._dir / 'command.json'):
       files.write_text(self._dir / 'command.json', json.dumps(provenance()))
     path = self._dir / 'metrics.jsonl'
     truncate(path, start_step)
     self._recent = collections.deque(read_lines(path), REMEMBERED)
     self._alarms, self._said = alarms, {}
-    self._lines = path.open('a')
+    self._lines = files.Appended(path)
     self._tf = tf.compat.v1
     with tf.Graph().as_default():  # This writer refuses to open without one.
       self._events = self._tf.summary.FileWriter(str(self._dir))
@@ -134,9 +132,8 @@ class Writer:
     wrong = self._alarms(list(self._recent))
     scalars = scalars | {f'alarm/{name}': 1.0 for name in wrong}
     finite |= {f'alarm/{name}': 1.0 for name in wrong}
-    with _naming(self._lines.name):
+    with _naming(self._lines.path):
       self._lines.write(json.dumps(finite) + '\n')
-      self._lines.flush()
     values = [
       self._tf.Summary.Value(tag=name, simple_value=value)
       for name, value in (scalars | clock).items()
@@ -150,12 +147,9 @@ class Writer:
     import datasets  # Slow to import.
 
     path = self._dir / 'samples' / f'step_{step:06d}.parquet'
-    temporary = path.with_suffix('.tmp')
     datasets.disable_progress_bars()
-    with _naming(path):
-      path.parent.mkdir(exist_ok=True)
+    with _naming(path), files.draft(path) as temporary:
       datasets.Dataset.from_list(rows).to_parquet(str(temporary))
-      os.replace(temporary, path)
     now = time.monotonic()
     if now - self._tabled > TABLE_SECONDS or step == self._total:
       self._tabled = now
@@ -165,8 +159,12 @@ class Writer:
     if self._bar:
       self._bar.stop()
     self._events.close()
-    with _naming(self._lines.name):
-      self._lines.close()
+    self.send()
+
+  def send(self):
+    """Sends the lines that a bucket has not got yet."""
+    with _naming(self._lines.path):
+      self._lines.send()
 
   def __enter__(self):
     return self
@@ -233,25 +231,21 @@ def byte_report(what: str):
 
 def truncate(path, last_step: int):
   """Drops lines after `last_step`, and a last line that a kill tore."""
-  path = pathlib.Path(path)
-  if not path.exists():
+  if not files.exists(path):
     return
   kept = [
     line
-    for line in path.read_text().splitlines(keepends=True)
+    for line in files.read_bytes(path).decode().splitlines(keepends=True)
     if line.endswith('\n') and json.loads(line)['step'] <= last_step
   ]
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(''.join(kept))
-  os.replace(temporary, path)
+  files.write_text(path, ''.join(kept))
 
 
 def read_lines(path) -> list[dict]:
   """The lines of a metrics.jsonl; none where there is no such file."""
-  path = pathlib.Path(path)
-  if not path.exists():
+  if not files.exists(path):
     return []
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  return [json.loads(line) for line in files.read_bytes(path).splitlines()]
 
 
 def sample_table(step: int, rows) -> rich.table.Table:

@@ -5,26 +5,40 @@
 Compiles the very functions that `crjax.train` would run, for devices that need
 not be here (topology.py lists them), and says whether they fit, what fills the
 memory, how fast they could be, and what the whole run would take. Nothing but
-the config is read: neither weights nor data have to exist.
+the config is read: neither weights nor data have to exist. A config that was
+planned before is not compiled again.
 """
 
+import contextlib
 import json
 import pathlib
+import sys
 
 from absl import app, flags
 import jax
 from ml_collections import config_flags
 
-from crjax import aot, hf, inputs, programs, roofline, topology, train
+from crjax import (
+  aot,
+  hf,
+  inputs,
+  programs,
+  roofline,
+  tokenizer,
+  topology,
+  train,
+)
 from crjax.sharding import make_mesh
 
 GIB = 1 << 30
+KEPT = '~/.cache/crjax/plans'  # Of another price or dataset: in seconds.
 
 
-def plan(c, name: str):
+def plan(c, name: str, kept=None):
   """(topology, Config, bytes held throughout, programs) of a run.
 
-  Raises aot.TooLarge where a compiler refuses.
+  Of a program that its compiler refuses there is the aot.TooLarge. `kept`: a
+  directory of programs that were compiled before, see `aot.compile`.
   """
   target = topology.open(name)
   mesh = make_mesh(c.mesh, target.devices)
@@ -41,8 +55,14 @@ def plan(c, name: str):
   held['frozen'] = aot.held(frozen)
   kind = {'sft': programs.of_sft, 'grpo': programs.of_grpo}[c.task]
   todo = kind(c, cfg, mesh, optimizer, rate, state, frozen)
+  kept = kept and pathlib.Path(kept).expanduser() / name
+  done = {}
   with jax.set_mesh(mesh):
-    done = {k: aot.compile(k, f, *args) for k, (f, *args) in todo.items()}
+    for k, (f, *args) in todo.items():
+      try:
+        done[k] = aot.compile(k, f, *args, kept=kept)
+      except aot.TooLarge as error:
+        done[k] = error
   return target, cfg, held, done
 
 
@@ -51,35 +71,39 @@ def needs(program, held) -> int:
 
   The decode programs read the copy; parameters and optimizer lie beside.
   """
-  beside = 0
+  refused = isinstance(program, aot.TooLarge)
+  peak = program.used if refused else program.memory['peak']
   if program.name in ('prefill', 'decode'):
-    beside = sum(held.values())
-  elif program.name == 'decode copy':
-    beside = held['optimizer']
-  return program.memory['peak'] + beside
+    return peak + sum(held.values())
+  return peak + (held['optimizer'] if program.name == 'decode copy' else 0)
 
 
 def judge(c, target, cfg, held, compiled) -> dict:
-  """Memory, time and pace of a run as numbers."""
+  """Memory, time and pace of a run as numbers; no pace of what is refused."""
   n, capacity = len(target.devices), target.chip.memory
-  timed = {k: aot.times(p, target.chip, n) for k, p in compiled.items()}
   need = {k: needs(p, held) for k, p in compiled.items()}
+  refused = [k for k, p in compiled.items() if isinstance(p, aot.TooLarge)]
+  done = {k: p for k, p in compiled.items() if k not in refused}
+  timed = {k: aot.times(p, target.chip, n) for k, p in done.items()}
   report = {
     'topology': target.name,
     'devices': n,
     'chip': target.chip._asdict(),
     'mesh': list(c.mesh),
     'slots': c.get('slots', 0),
-    'fits': max(need.values()) <= capacity,
+    'fits': not refused and max(need.values()) <= capacity,
     'capacity': capacity,
     'held': held,
+    'needs': need,
+    'refused': refused,
     'programs': {
       k: p._asdict()
-      | {'needs': need[k], 'times': timed[k]}
-      | {'collectives': [x._asdict() for x in p.collectives]}
-      for k, p in compiled.items()
+      | {'times': timed[k], 'collectives': [x._asdict() for x in p.collectives]}
+      for k, p in done.items()
     },
   }
+  if refused:
+    return report | {'suggestions': suggest(c, report)}
   pace = {'sft': sft_pace, 'grpo': grpo_pace}[c.task]
   report |= pace(c, cfg, timed)
   ideal = timed['update']['roofline'] * n * target.chip.flops
@@ -124,13 +148,11 @@ def grpo_pace(c, cfg, timed):
 def suggest(c, report):
   """What to change, where something does not fit: the largest first."""
   found, mesh = [], dict(zip(('data', 'fsdp', 'tensor'), c.mesh, strict=True))
-  over = {
-    k: p
-    for k, p in report['programs'].items()
-    if p['needs'] > report['capacity']
-  }
+  most = report['capacity']
+  over = {k for k, n in report['needs'].items() if n > most}
+  over |= set(report['refused'])
   held = sum(report['held'].values())
-  if held > 0.7 * report['capacity']:
+  if over and held > 0.7 * most:
     found.append(
       f'parameters and optimizer fill {held / GIB:.1f} GiB of a device: more '
       'devices, a first moment in bfloat16 (config.moments), or adapters: '
@@ -171,20 +193,24 @@ def update_suggestions(c, report, mesh):
 def hours(c, report, rows: int):
   """[best, usual] hours of the whole run; None where its length is unknown."""
   steps = c.steps if c.task == 'grpo' else int(c.epochs * rows / c.batch)
-  if not steps:
+  if not steps or 'step_seconds' not in report:
     return None
   report['steps'] = steps
   return [s * steps / 3600 for s in report['step_seconds']]
 
 
 def count_rows(c) -> int:
-  """Rows of the config's data, 0 where it is not here."""
-  path = pathlib.Path(c.data)
-  if path.suffix != '.parquet' or not path.exists():
-    return 0
-  import pyarrow.parquet  # Only a plan for data that is there needs it.
+  """Rows of an SFT config's data, packed as the run packs them.
 
-  return pyarrow.parquet.read_metadata(path).num_rows
+  0 where data or tokenizer are not on this machine: the hub is not asked.
+  """
+  files = [pathlib.Path(name) for name in inputs.named(c.data)]
+  place = pathlib.Path(c.tokenizer or c.model)
+  here = (place / 'tokenizer_config.json').exists()
+  if c.task != 'sft' or not here or not all(f.exists() for f in files):
+    return 0
+  with contextlib.redirect_stdout(sys.stderr):  # It says what it leaves out.
+    return inputs.open_examples(c, tokenizer.load(place)).rows
 
 
 def show(c, report):
@@ -204,14 +230,17 @@ def show(c, report):
     bound = max(('compute', 'memory', 'links'), key=t.get)
     cost = [f'{p["flops"] / 1e12:.2f}', f'{p["traffic"] / 1e9:.1f}']
     cost += [f'{t["roofline"]:.4f}', bound, f'{p["seconds"]:.0f}']
-    rows.append((name, *parts, gib(p['needs']), *cost))
+    rows.append((name, *parts, gib(report['needs'][name]), *cost))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   for row in rows:
     print(
       '  ' + '  '.join(x.rjust(n) for x, n in zip(row, widths, strict=True))
     )
+  for name in report['refused']:
+    print(f'  {name}: refused by the compiler, {gib(report["needs"][name])}')
   show_collectives(report)
-  show_pace(c, report)
+  if 'step_seconds' in report:
+    show_pace(c, report)
   print('fits' if report['fits'] else 'DOES NOT FIT')
   for line in report['suggestions']:
     print(f'  {line}')
@@ -248,20 +277,21 @@ def show_pace(c, report):
       f'{report["steps"]:,} steps: {between(report["hours"], ",.1f")} h{cost}'
     )
   else:
-    print('the data is not here: --rows=N gives hours and cost')
+    print(
+      'data or tokenizer are not here: --rows=N, packed rows, gives hours and '
+      'cost'
+    )
 
 
 def main(_):
   f = flags.FLAGS
   c = f.config
-  topology.prepare(f.topology)
-  rows = f.rows or count_rows(c)
   try:
-    target, cfg, held, compiled = plan(c, f.topology)
-  except (ValueError, ImportError) as error:
-    raise SystemExit(f'No plan: {error}') from error
-  except aot.TooLarge as error:
-    raise SystemExit(f'DOES NOT FIT: {error}') from error
+    topology.prepare(f.topology)
+    rows = f.rows or count_rows(c)
+    target, cfg, held, compiled = plan(c, f.topology, KEPT)
+  except (ValueError, OSError, ImportError) as error:
+    sys.exit(f'No plan: {error}')
   report = judge(c, target, cfg, held, compiled)
   report['hours'] = hours(c, report, rows)
   if f.price and report['hours']:
@@ -284,4 +314,4 @@ def define_flags():
 
 if __name__ == '__main__':
   define_flags()
-  app.run(main)
+  app.run(main, flags_parser=inputs.parse_flags)

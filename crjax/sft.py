@@ -23,7 +23,8 @@ def run(state, batches, *, mesh, update, count, log, save, due, steps: int):
     mesh: where host batches go.
     update: see `make_update`.
     count: Examples on the host -> what `log` takes by name beside the metrics.
-    log: called with (step, metrics as floats, **what `count` gave).
+    log: called with (step, metrics as floats, Examples, **what `count` gave);
+      it may end the run.
     due: step -> whether its state is kept, asked once a step.
     save: called with (step, state, batches) where it is; all is logged before.
     steps: total optimizer steps of the run.
@@ -41,7 +42,7 @@ def run(state, batches, *, mesh, update, count, log, save, due, steps: int):
     clock['time/dispatch_s'] = time.monotonic() - began - clock['time/input_s']
     finish()  # Of the step before.
     finish = functools.partial(
-      _finish, log, step, metrics, clock, count(examples)
+      _finish, log, step, metrics, clock, examples, count(examples)
     )
     if due(step):
       finish()
@@ -50,12 +51,12 @@ def run(state, batches, *, mesh, update, count, log, save, due, steps: int):
   return state
 
 
-def _finish(log, step, metrics, clock, counts):
+def _finish(log, step, metrics, clock, examples, counts):
   """Waits for a step's numbers and logs them."""
   began = time.monotonic()
   found = gather(metrics)
   clock['time/wait_s'] = time.monotonic() - began
-  log(step, found | clock, **counts)
+  log(step, found | clock, examples, **counts)
 
 
 def count(cfg, examples) -> dict:

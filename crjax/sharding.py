@@ -11,8 +11,10 @@ axis of size 1 turns its rules into no-ops.
 """
 
 import math
+import pickle
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
@@ -30,7 +32,11 @@ DECODE_WEIGHTS = TENSOR  # Gather D once per rollout, not once per token.
 def make_mesh(shape, devices=None) -> Mesh:
   """A mesh over MESH_AXES; at most one entry of `shape` is -1, "the rest".
 
-  Raises ValueError if the shape does not use exactly the devices there are.
+  Several TPU slices are split by the data axis: between them there is only the
+  data centre's network, which its one sum of gradients a step can stand.
+
+  Raises ValueError if the shape does not use exactly the devices there are, or
+  would split another axis over slices.
   """
   devices = jax.devices() if devices is None else devices
   known = math.prod(s for s in shape if s > 0)
@@ -43,7 +49,22 @@ def make_mesh(shape, devices=None) -> Mesh:
     )
   # Axes are Auto: constraints guide the compiler (the default is Explicit).
   auto = (AxisType.Auto,) * len(MESH_AXES)
-  return jax.make_mesh(sizes, MESH_AXES, axis_types=auto, devices=devices)
+  slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  if slices == 1 or devices[0].platform != 'tpu':
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=auto, devices=devices)
+  data, *inner = sizes
+  if data % slices:
+    raise ValueError(
+      f'mesh {tuple(shape)} over {slices} slices: the first entry of '
+      f'config.mesh, data, must be a multiple of {slices}; it is {data}'
+    )
+  grid = mesh_utils.create_hybrid_device_mesh(
+    (data // slices, *inner),
+    (slices, 1, 1),
+    devices,
+    allow_split_physical_axes=True,
+  )
+  return Mesh(grid, MESH_AXES, axis_types=auto)
 
 
 def suffix(name: str) -> str:
@@ -191,13 +212,20 @@ def wait(what: str):
     multihost_utils.sync_global_devices(what)
 
 
-def sum_over_processes(x):
-  """A host array in which each process filled its share and left zeros."""
+def all_processes(items: list) -> list:
+  """The items of every process, one process after the other."""
   if jax.process_count() == 1:
-    return x
+    return items
   from jax.experimental import multihost_utils  # Needs a distributed runtime.
 
-  return multihost_utils.process_allgather(x).sum(0)
+  text = np.frombuffer(pickle.dumps(items), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array(len(text)))
+  padded = np.pad(text, (0, max(sizes) - len(text)))
+  rows = multihost_utils.process_allgather(padded)
+  whole = []
+  for row, n in zip(rows, sizes, strict=True):
+    whole += pickle.loads(row[:n].tobytes())
+  return whole
 
 
 def _ways(mesh_shape, axis) -> int:

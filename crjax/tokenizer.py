@@ -4,6 +4,8 @@ Prompts and completions are tokenized apart, here and while sampling, so that a
 model is trained on exactly the token boundaries it will meet.
 """
 
+import bisect
+import functools
 import json
 import os
 import pathlib
@@ -219,6 +221,25 @@ def decode(tok, tokens_BT, length_B) -> list[str]:
   """The first `length_B` tokens of each row as text, special ones included."""
   rows = [t[:n] for t, n in zip(tokens_BT, length_B, strict=True)]
   return tok.batch_decode(rows, skip_special_tokens=False)
+
+
+def token_spans(tok, tokens: list[int], spans) -> list[tuple[int, int]]:
+  """(start, stop) of the tokens that write the characters of each span."""
+  places = range(len(tokens) + 1)
+
+  @functools.cache
+  def written(n):  # whole characters
+    text = tok.decode(tokens[:n], skip_special_tokens=False)
+    return len(text.removesuffix('\N{REPLACEMENT CHARACTER}'))
+
+  def place(character):
+    return bisect.bisect_left(places, character, key=written)
+
+  def first(character):
+    n = place(character)
+    return n - (written(n) > character)  # It begins within a token.
+
+  return [(first(start), place(end)) for start, end in spans]
 
 
 def train(texts, path, *, vocab_size: int):

@@ -68,6 +68,7 @@ platform_name: "CUDA" device_description_str: "NVIDIA H200"
 dnn_version_info { major: 9 minor: 12 patch: 0 }
 runtime_version { major: 13 minor: 0 patch: 0 }
 """
+HOPPER, CUDNN = (9, 0), 91200  # As above.
 
 
 class Topology(NamedTuple):
@@ -180,6 +181,7 @@ def _cuda(n):
   )
   from jax.experimental import topologies  # As above.
 
+  _answer_for_cudnn()
   found = topologies.get_topology_desc(
     platform='cuda',
     topology_name='NVIDIA H200',
@@ -187,6 +189,19 @@ def _cuda(n):
     target_config=H200,
   )
   return list(found.devices)
+
+
+def _answer_for_cudnn():
+  """Tracing cuDNN's attention asks the GPU of this machine what it can do;
+  where there is none, the target above answers."""
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+  if jax.default_backend() == 'gpu':
+    return
+  parts = lambda version: tuple(map(int, version.split('.')))
+  cudnn.check_cudnn_version = lambda: CUDNN
+  cudnn.check_compute_capability = lambda least: parts(least) <= HOPPER
+  cudnn.is_cuda_compute_capability_equal = lambda this: parts(this) == HOPPER
 
 
 def _need(module, packages):

@@ -7,10 +7,8 @@ The same command continues a run where it stopped. The config stops here: it is
 unpacked into explicit arguments of functions that know nothing of it.
 """
 
-import contextlib
+import collections
 import functools
-import pathlib
-import sys
 
 from absl import app, flags, logging
 import jax
@@ -21,52 +19,58 @@ from crjax import (
   cluster,
   curriculum,
   data,
-  execution,
   grpo,
   hf,
   lora,
-  metrics,
   model,
   objectives,
   optim,
   policy,
-  runtime,
   sft,
   tokenizer,
   watch,
 )
 from crjax.inputs import (
+  CANNOT,
   DTYPES,
   first_params,
   load_frozen,
   open_examples,
   open_inputs,
+  open_pool,
   parse_flags,
 )
+from crjax.outputs import note_sandbox, open_checkpoints, open_log, saving
 from crjax.sharding import make_mesh, on_host, tree_shardings
 
 
 def train_sft(c):
   """Builds the parts of an SFT run and hands them to `sft.run`."""
-  tok, cfg, load = open_inputs(c)
-  mesh = make_mesh(c.mesh)
-  batches = open_examples(c, tok)
-  steps = max(int(c.epochs * batches.rows / c.batch), 1)
-  optimizer, rate = make_optimizer(c, updates=steps)
+  with cluster.inputs(CANNOT):
+    tok, cfg, load = open_inputs(c)
+    mesh = make_mesh(c.mesh)
   with (
     jax.set_mesh(mesh),
-    checkpoint.open_manager(c.workdir, keep=c.keep) as m,
+    open_checkpoints(c) as m,
     cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
+    batches = open_examples(c, tok)
+    steps = max(int(c.epochs * batches.rows / c.batch), 1)
+    optimizer, rate = make_optimizer(c, updates=steps)
     frozen = load_frozen(c, cfg, load, mesh)
     update = sft_update(c, cfg, optimizer, rate, frozen=frozen)
     state = start(c, m, mesh, cfg, load, optimizer, batches)
-    with open_log(c, state, steps) as log, jax.transfer_guard('disallow'):
-      run = functools.partial(sft.run, mesh=mesh, update=update, log=log)
-      due, save = saving(c, m, steps, beat)
-      run(
+    with (
+      open_log(c, state, steps) as (log, send),
+      jax.transfer_guard('disallow'),
+    ):
+      due, save, log = saving(c, m, steps, beat, log, send)
+      sft.run(
         state,
         batches,
+        mesh=mesh,
+        update=update,
+        log=log,
         save=save,
         due=due,
         count=functools.partial(sft.count, cfg),
@@ -76,22 +80,26 @@ def train_sft(c):
 
 def train_grpo(c):
   """Builds the parts of a GRPO run and hands them to `grpo.run`."""
-  tok, cfg, load = open_inputs(c)
-  mesh = make_mesh(c.mesh)
-  prompts = open_prompts(c, tok)
-  optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
+  with cluster.inputs(CANNOT):
+    tok, cfg, load = open_inputs(c)
+    mesh = make_mesh(c.mesh)
   with (
     jax.set_mesh(mesh),
-    checkpoint.open_manager(c.workdir, keep=c.keep) as manager,
-    execution.Pool(c.workers, min_level=c.sandbox_min_level) as pool,
+    open_checkpoints(c) as manager,
+    open_pool(c) as pool,
     cluster.watchdog(c.workdir, c.watchdog) as beat,
   ):
+    prompts, observe = open_prompts(c, tok)
+    optimizer, rate = make_optimizer(c, updates=c.steps * c.minibatches)
     note_sandbox(c, pool.report)
     frozen = load_frozen(c, cfg, load, mesh)
     # The reference is the model that the run started from, resumed or not.
     reference = first_params(c, cfg, load, mesh) if c.kl_coef else None
     score = policy_score(c, cfg)
-    collect = make_collect(c, cfg, mesh, tok, pool, prompts, frozen)
+    clock = collections.Counter()
+    collect = make_collect(
+      c, cfg, mesh, tok, pool, frozen, prompts.expected, observe, clock
+    )
     update = make_policy_update(
       c, mesh, score, optimizer, rate, frozen, reference
     )
@@ -99,16 +107,17 @@ def train_grpo(c):
       c, manager, mesh, cfg, load, optimizer, prompts, state_scalars(c)
     )
     with (
-      open_log(c, state, c.steps, watch.alarms) as log,
+      open_log(c, state, c.steps, watch.alarms) as (log, send),
       jax.transfer_guard('disallow'),
     ):
-      due, save = saving(c, manager, c.steps, beat)
+      due, save, log = saving(c, manager, c.steps, beat, log, send)
+      collect, log = grpo.timed(collect, log, clock)
       grpo.run(
         state,
         prompts,
         collect=collect,
         advantage=make_advantage(c, mesh, score, frozen, reference),
-        batch=make_batching(c),
+        batch=with_lines(c, tok, make_batching(c)),
         update=update,
         log=log,
         due=due,
@@ -118,23 +127,35 @@ def train_grpo(c):
 
 
 def open_prompts(c, tok):
-  """The questions of a GRPO run, by curriculum where `c.pools` says so."""
-  prompts = data.prompts(
-    c.data,
-    tok,
-    questions=1 if c.pools else c.questions,
-    length=c.prompt_length,
-    seed=c.seed,
-    pad_id=tok.pad_token_id,
-    thinking=c.thinking,
-    canaries=c.canaries,
-  )
-  if not c.pools:
-    return prompts
-  return curriculum.Curriculum(prompts, questions=c.questions, seed=c.seed)
+  """(questions of a GRPO run, observe); by curriculum where c.pools says so.
+
+  `observe`: see `grpo.make_collect`.
+  """
+  with cluster.inputs(CANNOT):
+    prompts = data.prompts(
+      c.data,
+      tok,
+      questions=1 if c.pools else c.questions,
+      length=c.prompt_length,
+      seed=c.seed,
+      pad_id=tok.pad_token_id,
+      thinking=c.thinking,
+      canaries=c.canaries,
+    )
+  rate = lambda ids_Q, rewards_QR: None
+  if c.pools:
+    prompts = curriculum.Curriculum(prompts, questions=c.questions, seed=c.seed)
+    rate = prompts.observe
+  prompts = curriculum.Lengths(prompts)
+
+  def observe(ids_Q, rewards_QR, length_QR):
+    rate(ids_Q, rewards_QR)
+    prompts.observe(ids_Q, length_QR)
+
+  return prompts, observe
 
 
-def make_collect(c, cfg, mesh, tok, pool, prompts, frozen):
+def make_collect(c, cfg, mesh, tok, pool, frozen, expected, observe, clock):
   """See `grpo.make_collect`."""
   rollout = grpo.make_rollout(
     cfg,
@@ -148,6 +169,7 @@ def make_collect(c, cfg, mesh, tok, pool, prompts, frozen):
     temperature=c.temperature,
     slots=c.slots,
     chunk=c.chunk,
+    expected=expected,
   )
   judge = grpo.make_judge(
     tok,
@@ -155,13 +177,14 @@ def make_collect(c, cfg, mesh, tok, pool, prompts, frozen):
     rollouts=c.rollouts,
     steps=c.completion_length,
     pad_id=tok.pad_token_id,
+    clock=clock,
   )
   return grpo.make_collect(
     rollout,
     judge,
     groups=c.groups,
     rounds=c.rounds if c.dynamic else 1,
-    observe=prompts.observe if c.pools else lambda *_: None,
+    observe=observe,
   )
 
 
@@ -208,6 +231,17 @@ def make_batching(c, **changes):
     'mask_truncated': c.mask_truncated,
   }
   return functools.partial(grpo.make_batch, **choices | changes)
+
+
+def with_lines(c, tok, batch):
+  """`batch` of `grpo.run`, in which lines may have advantages of their own."""
+  lines = grpo.make_lines(tok, rollouts=c.rollouts, coef=c.step_coef)
+
+  def whole(questions, rolled, rewards_QR, adv_QR, rows):
+    extra_BT = lines(rolled, rows)
+    return batch(questions, rolled, rewards_QR, adv_QR, extra_BT)
+
+  return whole
 
 
 def policy_score(c, cfg):
@@ -282,21 +316,22 @@ def sft_update(c, cfg, optimizer, rate, *, frozen):
 
 def make_optimizer(c, *, updates: int):
   """(optimizer, schedule) for a run of so many optimizer updates."""
-  rate = optim.schedule(
-    c.lr,
-    name=c.schedule,
-    warmup=int(c.warmup * updates) if c.warmup < 1 else int(c.warmup),
-    steps=updates,
-  )
-  optimizer = optim.make(
-    c.optimizer,
-    rate,
-    betas=tuple(c.betas),
-    weight_decay=c.weight_decay,
-    max_norm=c.max_norm,
-    moments=tuple(c.moments),
-  )
-  return optimizer, rate
+  with cluster.inputs(CANNOT):
+    rate = optim.schedule(
+      c.lr,
+      name=c.schedule,
+      warmup=int(c.warmup * updates) if c.warmup < 1 else int(c.warmup),
+      steps=updates,
+    )
+    optimizer = optim.make(
+      c.optimizer,
+      rate,
+      betas=tuple(c.betas),
+      weight_decay=c.weight_decay,
+      max_norm=c.max_norm,
+      moments=tuple(c.moments),
+    )
+    return optimizer, rate
 
 
 def abstract_state(c, cfg, optimizer, mesh, scalars=()):
@@ -330,82 +365,20 @@ def start(c, manager, mesh, cfg, load, optimizer, batches, scalars=()):
   Also moves `batches` to the position that belongs to the state.
   """
   make, abstract = abstract_state(c, cfg, optimizer, mesh, scalars)
-  found = checkpoint.restore(manager, abstract)
+  with cluster.inputs(CANNOT):
+    found = checkpoint.restore(manager, abstract)
   if found is None:
     params = first_params(c, cfg, load, mesh)
     print(f'{c.task}: {model.count(params):,} trained parameters, a fresh run')
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return jax.jit(make, out_shardings=shardings)(params)
+    # Parameters are there once; halves have no place in whole ones.
+    donated = () if MASTERS[c.masters] else 0
+    fresh = jax.jit(make, out_shardings=shardings, donate_argnums=donated)
+    return fresh(params)
   state, position = found
   batches.set_state(position)
   print(f'{c.task}: resumed at step {manager.latest_step()} in {c.workdir}')
   return state
-
-
-def note_sandbox(c, report):
-  """Says, and keeps in the run, how programs are isolated on this machine."""
-  if jax.process_index() == 0:
-    checkpoint.write_json(pathlib.Path(c.workdir) / 'sandbox.json', report)
-  print(f'{c.task}: programs run at isolation level {report["level"]}')
-
-
-def saving(c, manager, steps: int, beat):
-  """(due, save) of a run: when its state is kept, and how.
-
-  `due(step)`, once a step, is true every c.save_every, at the end, at step 0 of
-  a random start, which exists nowhere else, and after SIGTERM to whichever
-  process. Then `save(step, state, batches)` writes; told to stop, it ends the
-  process with the status cluster.SAVED. `beat`: see cluster.watchdog.
-  """
-  stopping, told = cluster.listen(), []
-
-  def due(step):
-    beat(step)
-    if stopping(step) and step < steps:
-      told.append(step)
-    first = step == 0 and not c.model
-    regular = step and (step % c.save_every == 0 or step == steps)
-    return bool(first or regular or told)
-
-  def save(step, state, batches):
-    checkpoint.save(manager, step, state, batches.get_state())
-    if told:
-      manager.wait_until_finished()
-      print(
-        f'{c.task}: told to stop: saved step {step} of {steps} in {c.workdir}; '
-        'the same command continues',
-        flush=True,
-      )
-      sys.exit(cluster.SAVED)
-
-  return due, save
-
-
-@contextlib.contextmanager
-def open_log(c, state, steps: int, alarms=lambda lines: {}):
-  """Yields log(step, metrics, tokens, rows): files, progress, samples.
-
-  The first process of several writes for all; the rows are its own.
-  """
-  if jax.process_index():
-    yield lambda *_, **__: None
-    return
-  with metrics.Writer(
-    c.workdir,
-    start_step=int(jax.device_get(state['step'])),
-    total_steps=steps,
-    alarms=alarms,
-    chips=jax.device_count(),
-    peak=metrics.peak(jax.devices()[0].device_kind),
-  ) as writer:
-
-    def log(step, scalars, tokens, rows=(), **counts):
-      numbers = {k: float(v) for k, v in scalars.items()}
-      writer.write(step, numbers, tokens, **counts)
-      if rows and (step % c.samples_every == 0 or step == steps):
-        writer.samples(step, rows)
-
-    yield log
 
 
 def define_flags():
@@ -416,9 +389,7 @@ def define_flags():
 
 def main(_):
   logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
-  runtime.prepare()
-  if flags.FLAGS.distributed:
-    cluster.join()
+  cluster.begin(flags.FLAGS.distributed)
   config = flags.FLAGS.config
   TASKS[config.task](config)
 

@@ -24,8 +24,8 @@ def summarize(rewards_QR, adv_QR, rolled, rows):
     rewards_QR: NaN where not judged.
     adv_QR: advantages.
     rolled: a `sampling.Rollout` on the host.
-    rows: dicts of this process's completions, as `rewards.score` tells of them,
-      with 'row', 'kind', 'id' and 'reward'.
+    rows: dicts of the completions, as `rewards.score` tells of them, with
+      'row', 'kind', 'id' and 'reward'.
   """
   length_B = rolled.mask_BT.sum(1)
   judged_QR = ~np.isnan(rewards_QR)

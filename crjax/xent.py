@@ -254,8 +254,12 @@ def _fused(loss, x_BTD, w_VD, rows, temperature, *, chunk, split, gradient):
   )
   totals = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
   made = (jnp.zeros_like(x_MD), jnp.zeros(w_VD.shape, jnp.float32))
-  totals, dx_MD, dw_VD = jax.lax.fori_loop(
-    0, -(-count // C), step, (totals, *(made if gradient else ((), ())))
+  # The minimum changes nothing: it tells `crjax.plan` the most turns there are.
+  turns, most = -(-count // C), -(-M // C)
+  _, (totals, dx_MD, dw_VD) = jax.lax.while_loop(
+    lambda turn: turn[0] < jnp.minimum(turns, most),
+    lambda turn: (turn[0] + 1, step(*turn)),
+    (0, (totals, *(made if gradient else ((), ())))),
   )
   totals = jax.lax.psum(totals, split.tokens)
   if not gradient:
@@ -329,7 +333,7 @@ def _flat(x_BTD):
 def _split(x_BTD, w_VD) -> Split:
   """How the mesh in use splits these; what does not divide stays whole."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  if mesh.size <= 1:  # A sum over one device would still copy.
     return Split()
   ways = lambda axes: math.prod(mesh.shape[a] for a in axes)
   fits = lambda n, *axes: axes if n % ways(axes) == 0 else ()
@@ -345,8 +349,8 @@ def _spec(*axes) -> P:
 
 
 def _on_mesh(f, split, ins, outs):
-  """`f` on each device's part; without a mesh, `f`."""
-  if split == Split() and jax.sharding.get_abstract_mesh().empty:
+  """`f` on each device's part; without a mesh of several, `f`."""
+  if jax.sharding.get_abstract_mesh().size <= 1:
     return f
   return jax.shard_map(f, in_specs=ins, out_specs=outs, check_vma=False)
 

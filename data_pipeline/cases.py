@@ -220,7 +220,7 @@ def backward(ready, pool):
     jobs.append(
       Job(*filters.search(program.code, program.entry, outputs, arity, seed))
     )
-  for (program, cases), result in zip(ready, pool.run(jobs), strict=True):
+  for (program, cases), result in zip(ready, tried(pool, jobs), strict=True):
     # A search that hangs or runs out of memory has found too little to say.
     solved = literals.parse(result.value) if result.verdict == 'ok' else None
     for i, case in enumerate(cases):

@@ -21,6 +21,10 @@ LINES, LONGEST = (2, 40), 1200  # characters
 MOST_PARAMETERS = 3
 CONSTANTS = (0, 1, 2, -1, 10, '', 'a', 'abc', [], {}, (), True)
 SEARCHES = 500  # calls of a brute force for the input
+# Lines and calls of one of them, then it is given up: more than a case may
+# have, and so few that all take a small part of the time a program gets. What
+# the processor's time would end would end elsewhere on a busy machine.
+SEARCH_EVENTS = 1_000
 
 
 def static(code: str, entry: str, shortest: int) -> str:
@@ -115,14 +119,32 @@ def is_argument(output: str, args) -> bool:
 
 SEARCH = """
 
-def search_all_(entry, values, grid, wanted):
+def search_all_(entry, values, grid, wanted, most):
     import copy
+    import sys
+
+    class TooLong(BaseException):
+        pass
+
+    left = [most]
+
+    def count(frame, event, arg):
+        left[0] -= 1
+        if left[0] < 0:
+            raise TooLong
+        return count
+
     found = []
     for places in grid:
+        args = copy.deepcopy([values[i] for i in places])
+        left[0] = most
+        sys.settrace(count)
         try:
-            value = entry(*copy.deepcopy([values[i] for i in places]))
-        except Exception:
+            value = entry(*args)
+        except (Exception, TooLong):
             continue
+        finally:
+            sys.settrace(None)
         for i, one in enumerate(wanted):
             if type(one) is type(value) and one == value and i not in found:
                 found.append(i)
@@ -134,7 +156,8 @@ def search(code, entry, outputs, arity, seed) -> tuple[str, str, str]:
   """(program, entry, arguments) of a brute force for inputs.
 
   It returns the places of the outputs that it has reached with constants, the
-  outputs themselves and their first elements, in at most SEARCHES calls.
+  outputs themselves and their first elements, in at most SEARCHES calls of at
+  most SEARCH_EVENTS lines and calls.
   """
   wanted = [literals.parse(o) for o in outputs]
   tried = {literals.render(c): c for c in CONSTANTS}
@@ -146,7 +169,8 @@ def search(code, entry, outputs, arity, seed) -> tuple[str, str, str]:
   if len(grid) > SEARCHES:
     grid = random.Random(seed).sample(grid, SEARCHES)
   call = f'{code}\n{SEARCH}\n\ndef search_inputs_(values, grid, wanted):\n'
-  call += f'    return search_all_({entry}, values, grid, wanted)\n'
+  most = SEARCH_EVENTS
+  call += f'    return search_all_({entry}, values, grid, wanted, {most})\n'
   args = literals.render_call([list(tried.values()), grid, wanted], {})
   return call, 'search_inputs_', args
 

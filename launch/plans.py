@@ -3,9 +3,11 @@
   PYTHONPATH=aot python launch/plans.py --out=docs/plans.md
 
 `make test-all` runs it. A config's `topologies` are those it is made for, each
-with the values to set there. Rows of a table that is there already stay unless
-their config is planned again (`--only=sft_7b,grpo_7b`); a topology whose
-compiler is not installed is left out and named.
+with the values to set there. Each of the programs takes minutes to compile;
+`crjax.plan` remembers them, so that the same command, stopped, continues and,
+where nothing changed, ends in a minute. Rows of a table that is there already
+stay unless their config is planned again (`--only=sft_7b,grpo_7b`); a topology
+whose compiler is not installed is left out and named.
 """
 
 import argparse
@@ -51,23 +53,27 @@ def plan(name, topology, changes):
   ]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   said = (done.stderr.strip().splitlines() or [''])[-1]
-  print(f'{name} on {topology}: {said if done.returncode else "planned"}')
-  first = f'| {name} | {topology} | {" ".join(flags)} |'
-  if 'DOES NOT FIT' in said:
-    return f'{first} **no**: {said} | | | | |'
   if done.returncode:
+    print(f'{name} on {topology}: {said}', flush=True)
     return None
-  return f'{first} {numbers(json.loads(done.stdout))}'
+  report = json.loads(done.stdout)
+  seconds = sum(p['seconds'] for p in report['programs'].values())
+  print(f'{name} on {topology}: compiled in {seconds:.0f} s', flush=True)
+  for line in report['suggestions']:
+    print(f'  {line}', flush=True)
+  return f'| {name} | {topology} | {" ".join(flags)} | {numbers(report)}'
 
 
 def numbers(x) -> str:
-  fullest = max(x['programs'], key=lambda k: x['programs'][k]['needs'])
+  fullest = max(x['needs'], key=x['needs'].get)
   gib = lambda n: f'{n / 2**30:.1f}'
-  need = gib(x['programs'][fullest]['needs'])
-  slow, fast = sorted(x['tokens_per_s'])
+  pace = ' | '
+  if 'tokens_per_s' in x:
+    slow, fast = sorted(x['tokens_per_s'])
+    pace = f'{slow:,.0f} to {fast:,.0f} | {x["mfu"]:.0%}'
   return (
-    f'{"yes" if x["fits"] else "**no**"} | {need} of {gib(x["capacity"])} | '
-    f'{fullest} | {slow:,.0f} to {fast:,.0f} | {x["mfu"]:.0%} |'
+    f'{"yes" if x["fits"] else "**no**"} | {gib(x["needs"][fullest])} of '
+    f'{gib(x["capacity"])} | {fullest} | {pace} |'
   )
 
 

@@ -8,8 +8,8 @@
 #   worker.sh status                    one line: none, running, done, ...
 #   worker.sh log [LINES]               follows the log
 #
-# A COMMAND that ends with 0 is done, with 2 is wrong (a config, a file): both
-# are final. Anything else (a preemption, a lost neighbour, a crash) is tried
+# A COMMAND that ends with 0 is done, with 2 is wrong (a config, a file), with 3
+# has diverged: all are final. Anything else (a preemption, a lost neighbour, a crash) is tried
 # again: all machines of a job come back together, and the run resumes.
 #
 # Under $CRJAX_HOME (default ~/crjax): src/COMMIT the code, venv-HASH the
@@ -127,6 +127,7 @@ supervise() {
     case $code in
       0) note 'done'; return ;;
       2) note "failed, code 2: wrong config or data, see the log"; return ;;
+      3) note "failed, code 3: the run diverged, see the log"; return ;;
     esac
     if [ $((SECONDS - began)) -gt 3600 ]; then failures=0; fi
     failures=$((failures + 1))

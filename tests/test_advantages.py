@@ -134,3 +134,37 @@ def test_solved_counts_groups():
     'groups/mixed': pytest.approx(1 / 5),
     'groups/all': 2 / 5,
   }
+
+
+def np_intra(right_RS):
+  """StepCodeReasoner's, line by line, less the mean of the group."""
+  R, S = len(right_RS), len(right_RS[0])
+  made = np.zeros((R, S))
+  for r, right in enumerate(right_RS):
+    for i in range(S):
+      later = [right[j] for j in range(i + 1, S)]
+      made[r, i] = right[i] * (1 + (sum(later) / len(later) if later else 0))
+  return made - made.mean(0)
+
+
+@pytest.mark.parametrize(('R', 'S'), [(2, 1), (8, 2), (8, 6)])
+def test_a_line_has_what_the_paper_gives_it_against_its_group(R, S):
+  right_RS = RNG.random((R, S)) < 0.5
+  adv_RS = advantages.intra(right_RS)
+  np.testing.assert_allclose(adv_RS, np_intra(right_RS), atol=1e-6)
+  np.testing.assert_allclose(adv_RS.sum(0), 0, atol=1e-5)
+
+
+def test_a_step_counts_more_where_it_led_to_right_ones():
+  adv_RS = advantages.intra([[1, 1, 1], [1, 0, 0], [0, 1, 1], [0, 0, 0]])
+  first = adv_RS[:, 0]
+  assert first[0] > first[1] > first[2] == first[3]
+
+
+@pytest.mark.parametrize('right', [[1, 1], [0, 0], [1, 0]])
+def test_a_step_that_all_answer_alike_teaches_nothing(right):
+  assert (advantages.intra([right] * 7) == 0).all()
+
+
+def test_no_steps_are_no_advantages():
+  assert advantages.intra(np.zeros((4, 0))).shape == (4, 0)

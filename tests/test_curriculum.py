@@ -92,3 +92,18 @@ def test_a_resumed_curriculum_asks_what_the_whole_one_asks(cut):
   other = make()
   other.set_state(saved)
   assert ask(other, rate, 20) == want
+
+
+def test_lengths_are_known_from_the_last_visit_and_kept():
+  before = curriculum.Lengths(make())
+  assert before.expected(np.array([3])) == [0.0]
+  before.observe(np.array([3, 5]), [[2, 4], [10, 10]])
+  before.observe(np.array([5]), [[8, 6]])
+  ids_Q = np.array([5, 3, 9])
+  assert before.expected(ids_Q) == [7.0, 3.0, 5.0]
+  next(before)
+  state = json.loads(json.dumps(before.get_state()))
+  after = curriculum.Lengths(make())
+  after.set_state(state)
+  assert after.expected(ids_Q) == before.expected(ids_Q)
+  np.testing.assert_array_equal(next(after).ids_Q, next(before).ids_Q)

@@ -1,11 +1,14 @@
-"""Two processes of two devices each train what one process of four trains."""
+"""Processes that share four devices do what one process of four does."""
 
+import collections
 import dataclasses
+import json
 import os
 import re
 import subprocess
 import sys
 
+import datasets
 import jax
 import numpy as np
 import pytest
@@ -14,26 +17,28 @@ from crjax import checkpoint, hf, model
 from tests.conftest import ROOT
 
 SHAPE = model.Config(V=512, L=1, D=32, F=48, N=2, K=1, H=16, tied=True)
-SHARED = {'mesh': (2, 2, 1), 'save_every': 2}
+STEPS, QUESTIONS, ROLLOUTS = 4, 4, 4
+EPOCHS = 0.7  # As many steps of SFT.
+# An entry point that writes down what it judges.
+COUNTED = """
+import os, runpy, sys
+from crjax import rewards
+score = rewards.score
+def counted(tasks, *args, **kwargs):
+  with open(os.environ['JUDGED'], 'a') as file:
+    file.write(''.join(task['id'] + '\\n' for task in tasks))
+  return score(tasks, *args, **kwargs)
+rewards.score = counted
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)
+"""
 
 
-def command(config, smoke_data, workdir, **values):
-  flags = [f'--config.{k}={v}' for k, v in (SHARED | values).items()]
-  path = ROOT / 'configs' / f'{config}.py'
-  return [
-    sys.executable,
-    '-m',
-    'crjax.train',
-    f'--config={path}',
-    f'--config.workdir={workdir}',
-    *flags,
-  ]
-
-
-def together(args, *, processes: int):
+def together(args, *, processes: int, judged=os.devnull):
   """Outputs of the processes of one run over four devices.
 
-  They find each other as the tasks of a Slurm job step do.
+  They find each other as the tasks of a Slurm job step do. `args` follow
+  `python`; the ids of what they judge go to the file `judged`.
   """
   devices = 4 // processes
   env = os.environ | {
@@ -42,12 +47,13 @@ def together(args, *, processes: int):
     'SLURM_JOB_ID': str(os.getpid()),  # Chooses the port.
     'SLURM_STEP_NODELIST': 'localhost',
     'SLURM_NTASKS': str(processes),
+    'JUDGED': str(judged),
   }
   if processes > 1:
     args = [*args, '--distributed']
   running = [
     subprocess.Popen(
-      args,
+      [sys.executable, *map(str, args)],
       cwd=ROOT,
       env=env | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)},
       text=True,
@@ -57,7 +63,7 @@ def together(args, *, processes: int):
     for i in range(processes)
   ]
   try:
-    outputs = [process.communicate(timeout=300)[0] for process in running]
+    outputs = [process.communicate(timeout=600)[0] for process in running]
   finally:
     for process in running:
       process.kill()
@@ -74,43 +80,172 @@ def policy(tmp_path_factory, smoke_data):
   return path
 
 
+def train(task, smoke_data, policy, workdir, processes, judged, **values):
+  """Trains on so many processes; the ids of what was judged, counted."""
+  common = {
+    'model': policy,
+    'tokenizer': '',
+    'workdir': workdir,
+    'mesh': (2, 2, 1),
+    'save_every': 2,
+    'schedule': 'constant',  # Whatever the number of steps to come.
+  }
+  of_task = {
+    'sft': {
+      'data': smoke_data / 'sft_train.parquet',
+      'epochs': EPOCHS,
+      'batch': 8,
+      'packed': True,
+      'length': 400,
+      'micro': 2,
+    },
+    'grpo': {
+      'data': smoke_data / 'rl_train.parquet',
+      'steps': STEPS,
+      'questions': QUESTIONS,
+      'groups': QUESTIONS,
+      'rollouts': ROLLOUTS,
+      'completion_length': 16,
+      'samples_every': 2,
+    },
+  }
+  values = common | of_task[task] | values
+  flags = [f'--config.{k}={v}' for k, v in values.items()]
+  config = f'--config={ROOT / "configs" / f"{task}_smoke.py"}'
+  args = ['-c', COUNTED, 'crjax.train', config, *flags]
+  outputs = together(args, processes=processes, judged=judged)
+  ids = judged.read_text().splitlines() if judged.exists() else []
+  return outputs, collections.Counter(ids)
+
+
+def numbers(workdir):
+  """The lines of metrics.jsonl, without the clock."""
+  lines = map(json.loads, (workdir / 'metrics.jsonl').open())
+  kept = lambda k: not k.startswith(('time', 'perf'))
+  return [{k: v for k, v in line.items() if kept(k)} for line in lines]
+
+
+def assert_same_run(one, other):
+  """The steps once each, and everything equal up to rounding."""
+  (step, params), (_, others) = map(checkpoint.restore_params, (one, other))
+  assert step == STEPS
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+  jax.tree.map(close, params, others)
+  a, b = numbers(one), numbers(other)
+  assert [line['step'] for line in b] == list(range(1, step + 1))
+  for x, y in zip(a, b, strict=True):
+    assert y == pytest.approx(x, rel=1e-4, abs=1e-5)
+  for path in one.glob('samples/*'):
+    files = map(str, (path, other / 'samples' / path.name))
+    x, y = (list(datasets.Dataset.from_parquet(p)['text']) for p in files)
+    assert x == y
+
+
 @pytest.mark.parametrize('task', ['sft', 'grpo'])
 def test_two_processes_train_what_one_trains(
   task, smoke_data, policy, tmp_path
 ):
-  values = {'model': policy, 'tokenizer': ''}
-  if task == 'sft':
-    values |= {
-      'data': smoke_data / 'sft_train.parquet',
-      'epochs': 0.4,
-      'packed': True,
-      'length': 400,
-      'micro': 2,
-    }
-  else:
-    values |= {
-      'data': smoke_data / 'rl_train.parquet',
-      'steps': 4,
-      'questions': 4,
-      'groups': 4,
-      'rollouts': 4,
-      'completion_length': 16,
-      'samples_every': 2,
-    }
-  runs = {n: tmp_path / str(n) for n in (1, 2)}
-  for processes, workdir in runs.items():
-    args = command(f'{task}_smoke', smoke_data, workdir, **values)
-    outputs = together(args, processes=processes)
+  counts = []
+  for n in (1, 2):
+    judged = tmp_path / f'judged-{n}'
+    outputs, ids = train(task, smoke_data, policy, tmp_path / str(n), n, judged)
     assert 'a fresh run' in outputs[0]
-  (step, one), (other, two) = map(checkpoint.restore_params, runs.values())
-  assert step == other
-  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
-  jax.tree.map(close, one, two)
-  lines = [
-    (workdir / 'metrics.jsonl').read_text().splitlines()
-    for workdir in runs.values()
-  ]
-  assert len(lines[0]) == len(lines[1]) == step
+    counts.append(ids)
+  assert_same_run(tmp_path / '1', tmp_path / '2')
+  assert counts[0] == counts[1]
+  asked = STEPS * QUESTIONS * ROLLOUTS if task == 'grpo' else 0
+  assert counts[1].total() == asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['sft', 'grpo'])
+def test_a_run_goes_on_with_another_number_of_processes(
+  task, smoke_data, policy, tmp_path
+):
+  straight, moved = tmp_path / 'straight', tmp_path / 'moved'
+  _, whole = train(task, smoke_data, policy, straight, 1, tmp_path / 'a')
+  for processes, step in ((4, 2), (1, 3), (2, STEPS)):
+    until = {'steps': step}
+    if task == 'sft':
+      until = {'epochs': EPOCHS * step / STEPS}
+    outputs, ids = train(
+      task, smoke_data, policy, moved, processes, tmp_path / 'b', **until
+    )
+  assert 'resumed at step 3' in outputs[0]
+  assert_same_run(straight, moved)
+  assert ids == whole
+
+
+COMMANDS = {
+  'export': ['crjax.export', '--workdir={run}', '--out={out}/hf'],
+  'generate': [
+    'crjax.generate',
+    '--model={run}',
+    '--prompts={prompts}',
+    '--out={out}/generated.jsonl',
+    '--max_new_tokens=12',
+  ],
+  'evaluate': [
+    'crjax.evaluate',
+    '--config=configs/eval_smoke.py',
+    '--model={policy}',
+    '--data={data}',
+    '--out={out}',
+    '--config.completion_length=16',
+    '--config.batch=16',
+    '--config.samples=2',
+  ],
+}
+
+
+@pytest.fixture(scope='module')
+def trained(smoke_data, policy, tmp_path_factory):
+  path = tmp_path_factory.mktemp('trained')
+  train('sft', smoke_data, policy, path / 'run', 1, path / 'judged')
+  return path / 'run'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', COMMANDS)
+def test_two_processes_write_what_one_writes(
+  name, smoke_data, policy, tmp_path, request
+):
+  prompts = tmp_path / 'prompts.jsonl'
+  lines = [{'prompt': f'def f({x}):'} for x in 'abcdefg']
+  prompts.write_text(''.join(json.dumps(x) + '\n' for x in lines))
+  given = {'policy': policy, 'data': smoke_data / 'test.parquet'}
+  given |= {'prompts': prompts}
+  if name != 'evaluate':
+    given |= {'run': request.getfixturevalue('trained')}
+  counts = []
+  for n in (1, 2):
+    out, judged = tmp_path / str(n), tmp_path / f'judged-{n}'
+    out.mkdir()
+    args = [x.format(out=out, **given) for x in COMMANDS[name]]
+    together(['-c', COUNTED, *args], processes=n, judged=judged)
+    ids = judged.read_text().split() if judged.exists() else []
+    counts.append(collections.Counter(ids))
+  assert counts[0] == counts[1]
+  assert bool(counts[0]) == (name == 'evaluate')
+  written = [contents(tmp_path / str(n)) for n in (1, 2)]
+  assert written[0] == written[1]
+
+
+def contents(folder):
+  """{name: what a file holds}, without the clock and the command."""
+  found = {}
+  for path in folder.rglob('*'):
+    if path.name == 'report.json':
+      report = json.loads(path.read_text())
+      found[path.name] = report['kinds']
+    elif path.suffix == '.parquet':
+      found[path.name] = datasets.Dataset.from_parquet(str(path)).to_list()
+    elif path.suffix == '.jsonl':  # Log-probs are rounded in their own way.
+      lines = map(json.loads, path.open())
+      found[path.name] = [line | {'logp': len(line['logp'])} for line in lines]
+    elif path.is_file():
+      found[path.name] = path.read_bytes()
+  return found
 
 
 LOAD_AND_SAVE = """
@@ -141,7 +276,7 @@ def test_each_process_reads_its_share_and_the_first_one_writes(tmp_path):
   size = sum(p.stat().st_size for p in source.glob('*.safetensors'))
   for processes in (1, 2):
     out = tmp_path / str(processes)
-    args = [sys.executable, '-c', LOAD_AND_SAVE, str(source), str(out)]
+    args = ['-c', LOAD_AND_SAVE, source, out]
     outputs = together(args, processes=processes)
     found = [int(re.search(r'read (\d+)', output)[1]) for output in outputs]
     # All read norm scales, headers, and modules that jax imports late.

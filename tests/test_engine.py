@@ -171,6 +171,43 @@ def test_log_probs_are_the_trainers():
     np.testing.assert_allclose(logp, want, atol=1e-5)
 
 
+def kept(p_V, knobs):
+  """Tokens left by top-k, then the nucleus of what it leaves, and min-p."""
+  order = np.argsort(-p_V)[: knobs.top_k]
+  mass = np.cumsum(p_V[order]) / p_V[order].sum()
+  order = order[: 1 + np.searchsorted(mass, knobs.top_p)]
+  return [t for t in order if p_V[t] >= knobs.min_p * p_V.max()]
+
+
+def test_log_probs_under_truncation_are_the_trainers_of_what_is_left():
+  knobs, cut = KNOBS[2], 0
+  asked = [r._replace(knobs=knobs, least=0) for r in REQUESTS]
+  logits = jax.jit(functools.partial(whole_logits, CFG, PARAMS))
+  done = run(make(), asked)
+  for r in asked:
+    tokens, logp, _ = done[r.question, r.rollout]
+    row = [*r.tokens, *tokens]
+    z_TV = np.asarray(logits(np.pad(row, (0, LENGTH - len(row)))), np.float64)
+    for i, (token, got) in enumerate(zip(tokens, logp, strict=True)):
+      z_V = z_TV[len(r.tokens) - 1 + i] / knobs.temperature
+      p_V = np.exp(z_V - z_V.max())
+      left = kept(p_V / p_V.sum(), knobs)
+      cut += len(left) < min(knobs.top_k, CFG.V)
+      assert token in left
+      np.testing.assert_allclose(
+        got, np.log(p_V[token] / p_V[left].sum()), atol=1e-5
+      )
+  assert cut  # Not by top-k alone.
+
+
+def whole_logits(cfg, params, tokens_T):
+  valid_BT = np.ones((1, len(tokens_T)), bool)
+  x_BTD = model.forward(
+    cfg, params, tokens_T[None], valid_BT, dtype=jnp.float32
+  )
+  return model.logits(params, x_BTD)[0]
+
+
 def test_new_values_compile_nothing():
   made = make()
   run(made)

@@ -328,7 +328,8 @@ def test_two_models_on_the_same_questions(tmp_path):
   # The ids are those of another benchmark: nothing is shared.
   other = [row | {'code': 'def g(x):\n  return x'} for row in rows(2)]
   with pytest.raises(ValueError, match='answers none of these questions'):
-    pairs.beside(pairs.of_rows(other), a, 'x')
+    pairs.check(pairs.of_rows(other), TASKS, 'x')
+  pairs.check(a, TASKS, 'x')
   with pytest.raises(ValueError, match='is no result of'):
     path = tmp_path / 'x.json'
     path.write_text('{}')

@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -142,6 +143,14 @@ def test_a_worker_killed_from_outside_is_replaced_unseen():
       pool._links[0].process.send_signal(how)
       pool._links[0].process.wait()
     assert one(pool, 'return x', '4').value == '4'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the kernel of Linux')
+def test_where_memory_runs_out_a_worker_goes_before_the_trainer(pool):
+  path = '/proc/{}/oom_score_adj'
+  score = lambda pid: int(pathlib.Path(path.format(pid)).read_text())
+  assert {score(link.process.pid) for link in pool._links} == {1000}
+  assert score('self') < 1000
 
 
 def test_a_worker_killed_in_mid_frame_costs_no_verdict():

@@ -105,6 +105,15 @@ def test_an_input_that_is_asked_for_is_no_lucky_guess(found, pools):
   assert not rewards_B.any()
 
 
+def test_a_guess_that_runs_on_ends_by_count_not_by_the_clock(pools):
+  """Most guesses never end here; what the others reach is found."""
+  code = 'def f(x):\n  y = 0\n  while x != 2:\n    y += 1\n  return [x, 7]'
+  for outputs, want in (['[2, 7]', '[5, 7]'], '[0]'), (['[5, 7]'], '[]'):
+    job = Job(*filters.search(code, 'f', outputs, 1, 'seed'))
+    (result,) = pools[0].run([job])
+    assert (result.verdict, result.value) == ('ok', want)
+
+
 @pytest.mark.parametrize(
   'body, argument, kind, reason',
   [

@@ -7,7 +7,18 @@ import optax
 import pytest
 
 from configs.grpo_presets import PRESETS
-from crjax import data, grpo, model, objectives, optim, policy, sampling
+from crjax import advantages as estimators
+from crjax import (
+  data,
+  engine,
+  grpo,
+  model,
+  objectives,
+  optim,
+  policy,
+  sampling,
+  tokenizer,
+)
 from crjax.sharding import gather, make_mesh, tree_shardings
 
 CFG = model.Config(V=32, L=2, D=16, F=24, N=4, K=2, H=8, tied=True)
@@ -30,7 +41,15 @@ def questions():
 class Setup:
   """A policy on a mesh with a sampler and an update around it."""
 
-  def __init__(self, mesh=(2, 2, 2), *, lr=1e-2, slots=16, temperature=1.0):
+  def __init__(
+    self,
+    mesh=(2, 2, 2),
+    *,
+    lr=1e-2,
+    slots=16,
+    temperature=1.0,
+    expected=lambda ids_Q: [0.0] * len(ids_Q),
+  ):
     self.mesh = make_mesh(mesh)
     rate = optim.schedule(lr, name='constant', warmup=0, steps=1)
     # Adam divides by the gradient's size, and so magnifies rounding near 0.
@@ -70,6 +89,7 @@ class Setup:
         temperature=temperature,
         slots=slots,
         chunk=4,
+        expected=expected,
       )
 
   def rollout(self, prompts):
@@ -133,12 +153,13 @@ def test_the_update_scores_tokens_as_the_sampler_did(temperature):
   assert metrics['corrected_away'] == 0
 
 
-def test_slots_and_meshes_sample_the_same_completions():
+def test_slots_meshes_and_hints_sample_the_same_completions():
   asked = questions()
   want = Setup((1, 1, 8)[::-1]).rollout(asked)
   for got in (
     Setup((2, 2, 2)).rollout(asked),
     Setup((2, 2, 2), slots=8).rollout(asked),
+    Setup(slots=8, expected=lambda ids_Q: ids_Q.tolist()).rollout(asked),
   ):
     np.testing.assert_array_equal(got.tokens_BT, want.tokens_BT)
     np.testing.assert_allclose(got.logp_BT, want.logp_BT, atol=1e-5)
@@ -225,6 +246,84 @@ def test_the_end_of_the_limit_costs_reward():
   np.testing.assert_allclose(costly, want_QR / C, atol=1e-6)
 
 
+LINES = [[1, 1], [1, 0], [0, 1], [0, 0]]
+
+
+def mixed_rows(smoke_data):
+  """(tok, Rollout of R answers to one mixed question, its rows, texts)."""
+  tok = tokenizer.load(smoke_data / 'tokenizer')
+  form = '<reasoning>\nr\n</reasoning>\n<answer>\n3\nQ1: {}\nQ2: {}\n</answer>'
+  texts = [form.format(*right) for right in LINES]
+  rolled = grpo.no_rollout(R, 160, PAD)
+  for b, text in enumerate(texts):
+    tokens = tok(text + '<|im_end|>')['input_ids']
+    request = engine.Request([1], 0, b, most=160, tag=b)
+    done = engine.Completion(request, tokens, [0.0] * len(tokens), 'stop')
+    grpo.write(rolled, done)
+  rows = [
+    {'row': b, 'text': text, 'format_ok': True, 'hits': right}
+    for b, (text, right) in enumerate(zip(texts, LINES, strict=True))
+  ]
+  return tok, rolled, rows, texts
+
+
+def test_lines_about_steps_have_their_own_advantage(smoke_data):
+  tok, rolled, rows, texts = mixed_rows(smoke_data)
+  extra_BT = grpo.make_lines(tok, rollouts=R, coef=0.5)(rolled, rows)
+  want_RS = 0.5 * advantages_of_lines(LINES)
+  for b, text in enumerate(texts):
+    n = rolled.mask_BT[b].sum()
+    assert (extra_BT[b, n:] == 0).all()
+    for k, line in enumerate(text.split('\n')[5:7]):
+      at = np.flatnonzero(extra_BT[b] == np.float32(want_RS[b, k]))
+      assert line in tok.decode(rolled.tokens_BT[b, at[0] : at[-1] + 1])
+    # Nothing but those two lines.
+    assert len(np.unique(extra_BT[b])) == 3
+
+
+def advantages_of_lines(right_RS):
+  return estimators.intra(right_RS).astype(np.float64)
+
+
+def test_lines_out_of_form_or_cut_off_are_wrong(smoke_data):
+  tok, rolled, rows, _ = mixed_rows(smoke_data)
+  lines = grpo.make_lines(tok, rollouts=R, coef=1.0)
+  rows[0]['format_ok'] = False
+  rolled.stopped_B[1] = False
+  want_RS = advantages_of_lines([[0, 0], [0, 0], [0, 1], [0, 0]])
+  extra_BT = lines(rolled, rows)
+  for b in range(R):
+    said = set(np.unique(extra_BT[b]).tolist())
+    assert said == {0.0, *np.float32(want_RS[b]).tolist()}
+
+
+def test_without_a_coefficient_lines_are_nothing(smoke_data):
+  tok, rolled, rows, _ = mixed_rows(smoke_data)
+  assert grpo.make_lines(tok, rollouts=R, coef=0.0)(rolled, rows) is None
+
+
+def test_a_batch_adds_what_single_tokens_have():
+  asked, adv_QR = questions(), advantages()
+  rolled = Setup().rollout(asked)
+  adv_QR[[0, 2]] = 0
+  extra_BT = np.where(rolled.mask_BT, np.arange(C), 0).astype(np.float32)
+  extra_BT[R:] = 0  # Only the first group has any.
+  rewards_QR = np.ones_like(adv_QR)
+  batch = make_batch(asked, rolled, adv_QR, rewards_QR, extra_BT=extra_BT)
+  found = {}
+  for b, i in zip(
+    *np.nonzero(np.diff(batch.seq_BC, prepend=0) > 0), strict=True
+  ):
+    of = batch.seq_BC[b] == batch.seq_BC[b, i]
+    found[tuple(batch.target_BC[b, of].tolist())] = batch.adv_BC[b, of]
+  for b in [*range(2 * R), *range(3 * R, 4 * R)]:
+    n = rolled.mask_BT[b].sum()
+    if b < R and not extra_BT[b].any():
+      continue  # One token, at which nothing is added.
+    want_T = adv_QR.ravel()[b] + extra_BT[b, :n]
+    np.testing.assert_allclose(found[sampled(rolled, b)], want_T, rtol=1e-6)
+
+
 def test_a_canary_that_sings_is_not_rewarded():
   asked, rolled = questions(), Setup().rollout(questions())
   tasks = [{'id': 'a'}, {'id': data.CANARY + 'a'}, *asked.tasks[2:]]
@@ -299,7 +398,8 @@ def collect(solved_by, groups, rounds):
     rows = [{'row': b, 'id': tasks[b // R]['id']} for b in range(2 * R)]
     return rolled, rewards_QR, rows
 
-  def observe(ids_Q, rewards_QR):
+  def observe(ids_Q, rewards_QR, length_QR):
+    assert (length_QR == 1).all()
     observed.extend(ids_Q.tolist())
 
   one = grpo.make_collect(

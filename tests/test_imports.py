@@ -40,9 +40,18 @@ ROWS = [
   },
   {'model', 'optim', 'curriculum', 'watch'},
   {'hf', 'sampling', 'decoding', 'engine', 'checkpoint', 'cluster'},
-  {'sft', 'grpo', 'policy', 'completing', 'evaluate'},
-  {'train', 'inputs', 'export', 'generate', 'serve', 'report'},
-  {'programs'},
+  {'sft', 'grpo', 'policy', 'divergence', 'completing'},
+  {
+    'train',
+    'inputs',
+    'outputs',
+    'evaluate',
+    'export',
+    'generate',
+    'serve',
+    'report',
+  },
+  {'programs', 'replay'},
   {'plan'},
 ]
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
@@ -53,8 +62,11 @@ WITHIN = {
   ('data', 'examples'),
   ('decoding', 'sampling'),
   ('engine', 'decoding'),
-  ('evaluate', 'completing'),
   ('train', 'inputs'),
+  ('train', 'outputs'),
+  ('evaluate', 'inputs'),
+  ('export', 'inputs'),
+  ('generate', 'inputs'),
   ('generate', 'export'),
   ('serve', 'generate'),
 }
@@ -117,8 +129,7 @@ def test_workers_and_pure_modules_know_no_device_flag_or_file(path):
     assert not found & {'jax', 'flax', 'optax', 'tensorflow'}
   if module(path) in PURE:
     assert not found & {'ml_collections', 'absl', 'os', 'pathlib', 'json'}
-  # Row 5 and the evaluation's entry point are the only readers of flags.
-  if ROW.get(module(path), 0) < 5 and module(path) != 'evaluate':
+  if ROW.get(module(path), 0) < 5:  # No entry point: no reader of flags.
     assert not found & {'ml_collections', 'absl'}
 
 

@@ -188,10 +188,14 @@ def test_a_dead_machine_is_replaced(cloud):
   assert cloud.asked('create') == 2
 
 
-def test_a_wrong_config_is_not_tried_again(cloud):
-  text = COUNTING + "print('no such file'); sys.exit(2)"
+@pytest.mark.parametrize(
+  ('code', 'says'), [(2, 'wrong config or data'), (3, 'the run diverged')]
+)
+def test_what_no_second_try_mends_is_not_tried_again(cloud, code, says):
+  text = COUNTING + f"print('no such file'); sys.exit({code})"
   output = cloud.tpu('up', *job(text), code=2)
   assert 'no such file' in output and 'the job failed' in output
+  assert f'failed, code {code}: {says}' in output
   assert {p.read_text() for p in cloud.shared.iterdir()} == {'x'}
 
 
@@ -294,7 +298,7 @@ SLURM = {
 esac""",
   'scancel': 'pkill -TERM -f "$SHARED/node"',
   # Both nodes of the step; the code of the step is that of the last to fail.
-  'srun': """shift
+  'srun': """while [[ $1 = --* ]]; do shift; done
 for i in 0 1; do SLURM_PROCID=$i "$@" & pids="$pids $!"; done
 code=0
 for p in $pids; do wait $p || code=$?; done
@@ -335,6 +339,7 @@ sys.exit(int(os.environ['CODE']))
   for i in '01':
     assert (cloud.shared / f'n{i}').read_text() == f'n0:20007 2 {i}'
   slurm(text, 2, CODE='2')
+  slurm(text, 3, CODE='3')
   assert not queue.exists()
   slurm(text, 0, CODE='75')
   assert queue.read_text() == 'requeue 7\n'

@@ -47,9 +47,30 @@ def test_steps_are_worth_something_behind_a_right_output(lines, worth, pool):
   rewards_B, (info,) = rewards.score([task], [text], [False], pool)
   assert rewards_B[0] == worth
   assert info['right'] == (worth == 1)
+  if worth:
+    assert sum(info['hits']) == 4 * info['steps']
   (cut,), _ = rewards.score([task], [text], [True], pool)
   bare, _ = rewards.score([task], [text[3:]], [False], pool)
   assert cut == bare[0] == 0
+
+
+def test_each_right_step_is_known_by_its_place(pool):
+  lines = ['[1, 2]', RIGHT[3], 'Q1: 4', RIGHT[1]]
+  task = TASK | {'kind': 'mixed', 'questions': STEPS}
+  text = FORM.format('\n'.join(lines))
+  _, (info,) = rewards.score([task], [text], [False], pool)
+  assert info['hits'] == [False, True, False, True]
+
+
+@pytest.mark.parametrize('before', ['', '<answer>\nQ1: 9\n</answer>\n', 'é€😀'])
+def test_the_lines_of_steps_are_found_in_a_completion(before):
+  text = before + FORM.format(
+    '\n'.join(['[1, 2]', '  Q3: x ', 'and', *RIGHT[:2]])
+  )
+  spans = rewards.line_spans(text)
+  found = {k: text[start:end] for k, (start, end) in spans.items()}
+  assert found == {3: '  Q3: x ', 1: RIGHT[0], 2: RIGHT[1]}
+  assert rewards.line_spans('Q1: 3') == {}
 
 
 @pytest.mark.parametrize('kind', ['coverage', 'path', 'state'])

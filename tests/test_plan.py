@@ -2,10 +2,12 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
 
+import datasets
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -16,6 +18,7 @@ from crjax import (
   aot,
   hf,
   hlo,
+  losses,
   model,
   optim,
   plan,
@@ -23,6 +26,7 @@ from crjax import (
   roofline,
   topology,
   train,
+  xent,
 )
 from crjax.sharding import make_mesh
 from tests.test_configs import load
@@ -99,6 +103,31 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert 3 * w.nbytes < program.traffic < 4 * w.nbytes
 
 
+def test_a_fused_loss_takes_three_products_and_one_without_a_gradient():
+  """Of a head and all tokens: also those of a loop that ends by the mask."""
+  B, T, D, V = 4, 16, 32, 64
+  x_BTD, w_VD = jnp.ones((B, T, D)), jnp.ones((V, D))
+  targets_BT = jnp.zeros((B, T), jnp.int32)
+
+  def fused(x_BTD, w_VD):
+    loss = lambda logp, entropy, mask: (losses.masked_sum(logp, mask), {})
+    mask_BT = targets_BT == 0
+    return xent.fused_loss(loss, x_BTD, w_VD, targets_BT, mask_BT, chunk=8)[0]
+
+  def by_rows(x_BTD, w_VD):
+    return xent.token_logp(x_BTD, w_VD, targets_BT, chunk=16)[0].sum()
+
+  one = 2 * B * T * D * V
+  for f, forward, both in ((fused, 1, 3), (by_rows, 1, 4)):
+    program = aot.compile('loss', f, x_BTD, w_VD)
+    assert program.flops == forward * one
+    grad = aot.compile('loss', jax.grad(f, (0, 1)), x_BTD, w_VD)
+    assert grad.flops == both * one
+  # What XLA compiled reads the head in each of the 8 turns.
+  turns = aot.compile('loss', jax.grad(fused, (0, 1)), x_BTD, w_VD)
+  assert turns.traffic > 8 * 2 * w_VD.nbytes
+
+
 def test_memory_and_collectives_are_those_of_the_compiled_program():
   mesh = make_mesh((1, 8, 1), jax.devices()[:8])
   cfg = dataclasses.replace(CFG, tied=True)
@@ -151,7 +180,7 @@ def test_a_plan_holds_the_state_and_compiles_what_train_runs(task):
   update = report['programs']['update']
   # The state is donated: it comes back in its own place.
   assert update['memory']['results'] < 0.01 * update['memory']['arguments']
-  assert update['needs'] >= aot.held(state)
+  assert report['needs']['update'] >= aot.held(state)
   assert 0 < report['mfu'] <= 1
   best, usual = report['step_seconds']
   assert 0 < best < usual
@@ -163,7 +192,7 @@ def test_a_grpo_plan_names_all_programs_and_what_lies_beside_them():
   assert set(found) == {'decode copy', 'prefill', 'decode', 'update'}
   held = sum(report['held'].values())
   decode = found['decode']
-  assert decode['needs'] == decode['memory']['peak'] + held
+  assert report['needs']['decode'] == decode['memory']['peak'] + held
   assert report['rollout_seconds'][0] < report['step_seconds'][0]
 
 
@@ -174,6 +203,60 @@ def test_what_does_not_fit_gets_suggestions_that_name_options():
   for option in ('--config.lora.rank', '--config.mesh', '--config.slots=4'):
     assert option in text
   assert plan.suggest(c, report) == []
+
+
+def test_what_a_compiler_refuses_is_part_of_the_plan(capsys):
+  c = tiny('sft_smoke', remat='none')
+  target = topology.Topology('v5e:2x4', topology.CHIPS['v5e'], range(8))
+  held = {'parameters': 8 << 30, 'optimizer': 4 << 30, 'frozen': 0}
+  refused = {'update': aot.TooLarge('update', 20 << 30)}
+  report = plan.judge(c, target, CFG, held, refused)
+  assert not report['fits'] and report['refused'] == ['update']
+  assert report['needs'] == {'update': 20 << 30}
+  assert plan.hours(c, report, 1000) is None
+  plan.show(c, json.loads(json.dumps(report)))
+  shown = capsys.readouterr().out
+  for part in (
+    'refused by the compiler, 20.00',
+    'DOES NOT FIT',
+    'config.moments',
+    '--config.remat=full',
+    '--config.micro=2',
+  ):
+    assert part in shown
+
+
+def test_hours_are_those_of_the_packed_rows(smoke_data):
+  c = tiny('sft_smoke', packed=True, length=400)
+  c.tokenizer = str(smoke_data / 'tokenizer')
+  c.data = str(smoke_data / 'sft_train.parquet')
+  examples = len(datasets.Dataset.from_parquet(c.data))
+  packed = plan.count_rows(c)
+  assert 0 < packed < 0.7 * examples
+  c.packed = False
+  assert plan.count_rows(c) == examples
+  with c.ignore_type():
+    c.data = ((c.data, 1.0), (c.data, 2.0))
+  assert plan.count_rows(c) == 2 * examples
+  c.tokenizer = 'owner/name'
+  assert plan.count_rows(c) == 0
+  report = {'step_seconds': [1.0, 3.0]}
+  c.epochs, c.batch = 2, 4
+  assert plan.hours(c, report, packed) == [
+    packed // 2 / 3600,
+    packed // 2 * 3 / 3600,
+  ]
+
+
+def test_a_program_is_compiled_once_for_a_target(tmp_path):
+  f = lambda x: jnp.tanh(x @ x)
+  x = jnp.ones((64, 64))
+  one = aot.compile('f', f, x, kept=tmp_path / 'a')
+  assert one._replace(seconds=0) == aot.compile('f', f, x)._replace(seconds=0)
+  assert one == aot.compile('f', f, x, kept=tmp_path / 'a')  # Same seconds.
+  assert aot.compile('f', f, x, kept=tmp_path / 'b').seconds != one.seconds
+  aot.compile('f', lambda x: x @ x, x, kept=tmp_path / 'a')
+  assert len(list((tmp_path / 'a').iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -256,9 +339,79 @@ def test_tpu_and_gpu_programs_compile_without_the_device(name):
     )
   assert update.memory['arguments'] >= aot.held(state)
   assert update.memory['results'] < 0.01 * update.memory['arguments']
+  kernel = '__cudnn$fmha' if name == 'h200x8' else 'tpu_custom_call'
+  assert any(found.startswith(kernel) for found in update.kernels)
   # Layers are scanned: what moves for one moves for each.
   assert any(x.count >= cfg.L for x in update.collectives)
   # The caches are updated in place, and no layer's keys are ever copied.
   cache = aot.held(todo['decode'][2])
   assert decode.memory['results'] < cache / 4
   assert decode.largest < cache / (2 * cfg.L)
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_a_tpu_is_refused_with_its_size(tmp_path):
+  mesh = make_mesh((1, 1, 1), accelerator('v5e:1x1').devices)
+  x = aot.laid(
+    jax.ShapeDtypeStruct((1 << 16, 1 << 16), jnp.float32), '--', mesh
+  )
+  for _ in range(2):  # Compiled, and remembered.
+    with jax.set_mesh(mesh), pytest.raises(aot.TooLarge, match='GiB') as error:
+      aot.compile('square', lambda x: x @ x, x, kept=tmp_path)
+    assert 31 < error.value.used / 2**30 < 50
+
+
+ON_CPU = """
+import ctypes, gc, json, pathlib
+import jax, jax.numpy as jnp
+from crjax import aot, plan, programs, topology, train
+from crjax.sharding import make_mesh
+from tests.test_plan import tiny
+
+shape = {'V': 8192, 'L': 8, 'D': 512, 'F': 2048, 'N': 8, 'K': 4, 'H': 64}
+c = tiny('sft_smoke', mesh=(1, 1, 1), length=512, batch=8, chunk=256)
+c.shape = shape
+report = plan.judge(c, *plan.plan(c, 'cpu'))
+mesh = make_mesh(c.mesh)
+cfg = programs.shape(c)
+optimizer, rate = train.make_optimizer(c, updates=1000)
+_, state = train.abstract_state(c, cfg, optimizer, mesh)
+todo = programs.of_sft(c, cfg, mesh, optimizer, rate, state, None)
+step, *args = todo['update']
+with jax.set_mesh(mesh):
+  compiled = step.lower(*args).compile()
+  ones = lambda x: jax.device_put(jnp.ones(x.shape, x.dtype), x.sharding)
+  args = jax.block_until_ready(jax.tree.map(ones, args))
+  new, _ = jax.block_until_ready(compiled(*args))  # Loads code as well.
+  args = [new, *args[1:]]
+  del new
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)  # What compiling and the step left.
+found = pathlib.Path('/proc/self/status')
+status = lambda key: 1024 * int(found.read_text().split(key)[1].split()[1])
+size = sum(x.nbytes for x in jax.tree.leaves(args))
+pathlib.Path('/proc/self/clear_refs').write_text('5')  # The peak starts anew.
+before = status('VmRSS')
+jax.block_until_ready(compiled(*args))
+measured = status('VmHWM') - before + size
+print(json.dumps({'planned': report['needs']['update'], 'measured': measured}))
+"""
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_plan_is_what_a_device_uses():
+  """On the device that is here: of a step of about 1 GB, by its own peak."""
+  if not pathlib.Path('/proc/self/clear_refs').exists():
+    pytest.skip('needs the peak memory of a process, as Linux tells it')
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
+  done = subprocess.run(
+    [sys.executable, '-c', ON_CPU],
+    cwd=ROOT,
+    env=env,
+    text=True,
+    capture_output=True,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  print(found)
+  assert found['planned'] == pytest.approx(found['measured'], rel=0.1)

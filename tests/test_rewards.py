@@ -26,6 +26,23 @@ def pool():
     yield pool
 
 
+def test_programs_that_eat_memory_cost_nobody_but_themselves(pool):
+  """Many at once, among honest ones: wrong, not unjudged, and no one ends."""
+  bombs = [
+    "return 'a' * 10**10",
+    'a = [x]\n  while True: a.extend(a)',
+    'return [bytearray(1 << 20) for _ in range(1 << 20)]',
+    'f.x = f(x)',  # Deep, not wide.
+  ]
+  bad = [INPUT | {'code': f'def f(x, y=1):\n  {body}'} for body in bombs]
+  tasks = 2 * [*bad, INPUT]
+  texts = [IN_FORM.format('2, 3')] * len(tasks)
+  rewards_B, infos = rewards.score(tasks, texts, [False] * len(tasks), pool)
+  assert rewards_B.tolist() == 2 * [0, 0, 0, 0, 1]
+  verdicts = [info['verdict'] for info in infos]
+  assert verdicts == 2 * ['memory', 'memory', 'memory', 'exception', 'pass']
+
+
 def reward(pool, task, text, truncated=False):
   rewards_B, (info,) = rewards.score([task], [text], [truncated], pool)
   return float(rewards_B[0]), info

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -85,29 +86,41 @@ def assert_same(got, want):
     assert got[1][name] == pytest.approx(want[1][name], rel=1e-5)
 
 
-CASES = [  # mesh, packed, micro, remat
-  ((1, 1, 1), True, 1, 'none'),
-  ((2, 1, 1), False, 4, 'dots'),
-  ((8, 1, 1), True, 1, 'full'),
-  ((1, 8, 1), False, 2, 'attention'),
-  ((1, 1, 2), True, 2, 'mlp'),
-  ((2, 2, 2), True, 2, 'full'),
-  ((1, 4, 2), False, 1, 'none'),
-  ((1, 1, 1), True, 8, 'offload'),
+CASES = [  # mesh, packed, micro, remat, tokens of logits at a time
+  ((1, 1, 1), True, 1, 'none', 2048),
+  ((2, 1, 1), False, 4, 'dots', 7),
+  ((8, 1, 1), True, 1, 'full', 16),
+  ((1, 8, 1), False, 2, 'attention', 2048),
+  ((1, 1, 2), True, 2, 'mlp', 5),
+  ((2, 2, 2), True, 2, 'full', 1),
+  ((1, 4, 2), False, 1, 'none', 16),
+  ((1, 1, 1), True, 8, 'offload', 64),
 ]
 
 
-@pytest.mark.parametrize(('mesh', 'packed', 'micro', 'remat'), CASES, ids=str)
+@pytest.mark.parametrize(
+  ('mesh', 'packed', 'micro', 'remat', 'chunk'), CASES, ids=str
+)
 def test_no_way_of_splitting_the_work_changes_the_gradient(
-  want, mesh, packed, micro, remat
+  want, mesh, packed, micro, remat, chunk
 ):
   batch = rows(found(), packed=packed, count=16)
   assert (batch.segment_BT.max() > 1) == packed
-  assert_same(gradient(batch, mesh, micro=micro, remat=remat), want)
+  got = gradient(batch, mesh, micro=micro, remat=remat, chunk=chunk)
+  assert_same(got, want)
+
+
+def test_a_head_of_its_own_splits_the_same_way():
+  cfg = dataclasses.replace(CFG, tied=False)
+  want = gradient(rows(found()), cfg=cfg)
+  assert np.abs(want[0]['lm_head_VD']).max() > 0
+  packed = rows(found(), packed=True, count=16)
+  got = gradient(packed, (2, 2, 2), cfg=cfg, micro=2, chunk=9)
+  assert_same(got, want)
 
 
 def test_every_remat_policy_is_tried_above():
-  assert {remat for *_, remat in CASES} == set(model.REMAT)
+  assert {case[3] for case in CASES} == set(model.REMAT)
 
 
 def test_only_completion_tokens_are_learnt(want):
@@ -276,7 +289,7 @@ def test_numbers_are_written_while_the_next_step_runs():
     events.append('update')
     return step(state, gather(batch))
 
-  def log(n, metrics, *, tokens, slots, flops):
+  def log(n, metrics, examples, *, tokens, slots, flops):
     events.append(n)
     assert isinstance(float(metrics['loss']), float)
     assert 0 < tokens < slots and flops > 0

@@ -61,6 +61,35 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(shape):
     sharding.make_mesh(shape)
 
 
+class Chip:
+  """What JAX says of a TPU core in one of several slices."""
+
+  platform, device_kind, core_on_chip = 'tpu', 'TPU of a test', 0
+
+  def __init__(self, n):
+    self.id, self.slice_index = n, n // 4
+    self.process_index = n // 4
+    self.coords = (n % 2, n // 2 % 2, 0)
+
+
+@pytest.mark.parametrize('shape', [(2, -1, 1), (4, 2, 1), (2, 1, 4)])
+def test_slices_are_data_parallel(shape):
+  # JAX lists devices by process, which need not be slice by slice.
+  chips = [Chip(n) for n in (3, 4, 0, 5, 1, 6, 2, 7)]
+  mesh = sharding.make_mesh(shape, chips)
+  rows = mesh.devices.reshape(2, -1)
+  assert [{chip.slice_index for chip in row} for row in rows] == [{0}, {1}]
+  assert {chip.id for chip in mesh.devices.flat} == set(range(8))
+  assert mesh.axis_names == sharding.MESH_AXES
+
+
+def test_what_would_cross_slices_is_refused():
+  with pytest.raises(
+    ValueError, match=r'2 slices.*config\.mesh, data.*it is 1'
+  ):
+    sharding.make_mesh((1, -1, 1), [Chip(n) for n in range(8)])
+
+
 def test_put_and_gather_are_inverse_and_split_rows():
   mesh = sharding.make_mesh((4, 2, 1))
   tree = (np.arange(48).reshape(16, 3), np.arange(3), np.float32(2))

@@ -224,3 +224,18 @@ def test_a_vocabulary_that_does_not_fit_is_an_error(small):
   tokenizer.check(small, last + 1000, 'vocab_size')  # Padded.
   with pytest.raises(ValueError, match=rf'vocab_size of m has {last} rows'):
     tokenizer.check(small, last, 'vocab_size of m')
+
+
+@pytest.mark.parametrize('text', ['Q1: 3\nQ2: [1]; list', 'é€😀 ab\n\n x  y😀'])
+def test_the_tokens_of_a_span_write_it_and_no_whole_token_more(small, text):
+  tokens = small(text + '<|im_end|>')['input_ids']
+  whole = [
+    (a, b) for a in range(len(text)) for b in range(a + 1, len(text) + 1)
+  ]
+  found = tokenizer.token_spans(small, tokens, whole)
+  for (a, b), (start, stop) in zip(whole, found, strict=True):
+    assert text[a:b] in small.decode(tokens[start:stop])
+    # Only the first and the last may write more than the span.
+    assert (
+      small.decode(tokens[start + 1 : stop - 1]).strip('\ufffd') in text[a:b]
+    )

@@ -3,17 +3,20 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
 
+from absl import flags
 import datasets
 import jax
+from ml_collections import config_flags
 import numpy as np
 import pytest
 
-from crjax import checkpoint, data, hf, model, tokenizer
+from crjax import checkpoint, cluster, data, hf, inputs, model, tokenizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHAPE = model.Config(V=512, L=1, D=32, F=48, N=2, K=1, H=16, tied=True)
@@ -166,7 +169,10 @@ def grpo_args(smoke_data, policy, workdir, **more):
   return command('grpo_smoke', **values | more)
 
 
-def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, mixture, tmp_path):
+@pytest.mark.parametrize('kills', [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_killed_sft_run_resumes_bit_for_bit(
+  smoke_data, mixture, tmp_path, kills
+):
   """Of a mixture, packed, each step in two slices, its moments in bfloat16."""
 
   def args(workdir):
@@ -177,8 +183,8 @@ def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, mixture, tmp_path):
       'micro': 2,
       'packed': True,
       'length': 400,
-      'epochs': 3,
-      'save_every': 5,
+      'epochs': 1.5 * kills,
+      'save_every': 3,
       'optimizer': 'adamw',
       'moments': "('bfloat16', 'bfloat16')",
       'masters': 'split',
@@ -190,7 +196,11 @@ def test_a_killed_sft_run_resumes_bit_for_bit(smoke_data, mixture, tmp_path):
   code, output = finish(whole)
   assert code == 0, output
   last = steps_logged(tmp_path / 'whole')[-1]['step']
-  kill_after(cut, tmp_path / 'cut', last // 2)
+  rng = np.random.default_rng(kills)
+  for i in range(kills):
+    # Anywhere in a step or a save.
+    step = 4 + int((i + rng.uniform()) * (last - 16) / kills)
+    kill_after(cut, tmp_path / 'cut', step, pause=rng.uniform(0, 2))
   code, output = finish(cut)
   assert code == 0, output
   assert 'resumed at step' in output
@@ -253,14 +263,14 @@ def test_another_config_in_the_same_directory_is_refused(
   args = grpo_args(smoke_data, policy, tmp_path / 'run', steps=1, lr=0.25)
   assert finish(args)[0] == 0
   code, output = finish([*args, '--config.lr=0.5'])
-  assert code != 0
+  assert code == cluster.WRONG_INPUT
   assert 'lr: 0.25 before, 0.5 now' in output
 
 
 @pytest.mark.parametrize('config', ['sft_7b', 'grpo_7b'])
 def test_missing_inputs_are_named_with_the_way_to_get_them(config, tmp_path):
   code, output = finish(command(config, workdir=tmp_path / 'run'))
-  assert code != 0
+  assert code == cluster.WRONG_INPUT
   assert 'config.model' in output
   assert 'config.data' in output
   assert 'python -m data_pipeline.build' in output
@@ -270,9 +280,40 @@ def test_missing_inputs_are_named_with_the_way_to_get_them(config, tmp_path):
 
 def test_a_typo_in_a_field_is_named(tmp_path):
   code, output = finish(command('sft_smoke', bacth=4))
-  assert code != 0
+  assert code == cluster.WRONG_INPUT
   assert 'Did you mean "batch" instead of "bacth"?' in output
   assert 'Traceback' not in output
+
+
+@pytest.mark.parametrize(
+  ('text', 'args', 'says'),
+  [
+    (None, [], 'no such file|Failed loading config file'),
+    ('def get_config(', [], 'does not run'),
+    ('1 / 0', [], 'does not run'),
+    ('', ['--config.batch=x'], 'invalid literal|batch=x'),
+    ('', ['--cofnig.batch=2'], 'cofnig'),
+    ('', ['--config.bacth=2'], 'Did you mean "batch"'),
+  ],
+)
+def test_what_a_command_line_gets_wrong_is_final(
+  text, args, says, tmp_path, monkeypatch, capsys
+):
+  path, found = tmp_path / 'config.py', flags.FlagValues()
+  if text is not None:
+    good = (
+      'from ml_collections import ConfigDict\n'
+      'get_config = lambda: ConfigDict({"batch": 1})\n'
+    )
+    path.write_text(text or good)
+  config_flags.DEFINE_config_file('config', flag_values=found)
+  monkeypatch.setattr(inputs.flags, 'FLAGS', found)
+  argv = ['train', f'--config={path}', *args]
+  monkeypatch.setattr(sys, 'argv', argv)  # ml_collections looks there too.
+  with pytest.raises(SystemExit) as end:
+    inputs.parse_flags(argv)
+  assert end.value.code == cluster.WRONG_INPUT
+  assert re.search(says, capsys.readouterr().err)
 
 
 def test_bad_rows_end_a_run_with_their_place(smoke_data, tmp_path):
@@ -280,7 +321,7 @@ def test_bad_rows_end_a_run_with_their_place(smoke_data, tmp_path):
   bad.write_text('{"messages": [{"role": "usr", "content": "x"}]}\n')
   args = [*sft_args(smoke_data, tmp_path / 'run'), f'--config.data={bad}']
   code, output = finish(args)
-  assert code != 0
+  assert code == cluster.WRONG_INPUT
   assert "bad.jsonl row 0: messages[0].role is 'usr'" in output
   assert 'Traceback' not in output
 
@@ -288,7 +329,7 @@ def test_bad_rows_end_a_run_with_their_place(smoke_data, tmp_path):
 def test_the_vocabulary_must_hold_the_tokenizer(smoke_data, tmp_path):
   args = [*sft_args(smoke_data, tmp_path / 'run'), '--config.shape.V=16']
   code, output = finish(args)
-  assert code != 0
+  assert code == cluster.WRONG_INPUT
   assert 'config.shape.V has 16 rows' in output
   size = len(tokenizer.load(smoke_data / 'tokenizer'))
   assert f'{size} ids' in output

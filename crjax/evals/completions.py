@@ -54,6 +54,8 @@ def run(
   if not set(texts) & {task['item'] for task in tasks}:
     raise ValueError(f'{given} and {data} have no id in common')
   other = pairs.read(against) if against else None
+  if other is not None:
+    pairs.check(other, tasks, against)
   with Pool(workers) as strict, official.pool(workers) as theirs:
     self_test(benchmark, tasks, (strict, theirs))
     result = judge(benchmark, direction, style, tasks, texts, (strict, theirs))

@@ -55,6 +55,8 @@ def make_complete(
   A conversation goes to /chat/completions, a text to /completions with the
   few-shot prompts' stop. A prompt that does not fit gives None. Raises Refused.
   """
+  if not url.startswith(('http://', 'https://')):
+    raise Refused(f'{url!r} is no URL such as http://localhost:8000/v1')
   url, known, lock = url.rstrip('/'), load(journal), threading.Lock()
 
   def one(prompt, temperature, sample):

@@ -93,9 +93,12 @@ def compare(a: dict, b: dict) -> list[dict]:
   return found
 
 
-def beside(other, ours, path) -> dict:
-  """{path, pairs}; ValueError where no question is shared."""
-  found = compare(ours, other)
-  if not found:
-    raise ValueError(f'--against={path} answers none of these questions')
-  return {'path': str(path), 'pairs': found}
+def check(other: dict, tasks, path):
+  """Raises ValueError where another evaluation has none of these questions."""
+  if not {name(task) for task in tasks} & set().union(*other.values()):
+    raise ValueError(f'{path} answers none of these questions')
+
+
+def beside(other: dict, ours: dict, path) -> dict:
+  """{path, pairs} of `compare`."""
+  return {'path': str(path), 'pairs': compare(ours, other)}

@@ -160,6 +160,9 @@ def reval(told):
 
 def against(told):
   """Of `pairs.compare`."""
+  if not told['pairs']:
+    print(f'{told["path"]} has no question that was judged in both')
+    return
   head = ('kind', 'items', 'this', 'that', 'difference', 'only this')
   head += ('only that', 'p')
   lines = [

@@ -7,7 +7,6 @@ describes the checkpoint (initializer_range, inert sliding windows) is kept by
 
 import json
 import math
-import pathlib
 
 from crjax import files
 from crjax.attention import Yarn
@@ -213,7 +212,7 @@ def like(source: dict, cfg: Config, dtype: str | None) -> dict:
 def read_json(path) -> dict:
   """The object in a JSON file; errors name it."""
   try:
-    found = json.loads(pathlib.Path(path).read_text('utf-8'))
+    found = json.loads(files.read_bytes(path).decode('utf-8'))
   except FileNotFoundError as error:
     raise FileNotFoundError(
       f'{path} does not exist: not a Hugging Face model directory'

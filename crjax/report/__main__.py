@@ -9,7 +9,6 @@ The page needs no network, and opens in any browser of the last years.
 """
 
 import argparse
-import pathlib
 import sys
 
 from crjax import files
@@ -35,7 +34,7 @@ def main():
     text = build.page(args.workdir, most=args.completions)
   except (ValueError, OSError) as error:
     sys.exit(f'report: {error}')
-  out = pathlib.Path(args.out or pathlib.Path(args.workdir[0]) / 'report.html')
+  out = args.out or f'{args.workdir[0]}/report.html'
   files.write_text(out, text)
   print(f'report: {out} ({len(text) / 1e6:.1f} MB)')
 

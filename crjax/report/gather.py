@@ -5,19 +5,32 @@ manifest.json; all of them are looked for in a directory and below it. A file
 that is just being written may end in half a line, which is left out.
 """
 
+import atexit
+import functools
 import json
 import math
 import os
 import pathlib
+import shutil
+import tempfile
 from typing import NamedTuple
 
 import numpy as np
 
+from crjax import files
 from crjax.evals import pairs
 
 DEEPEST = 5  # directories below the one that is named
 POINTS = 500  # of a curve; more are averaged
-SKIPPED = {'checkpoints', 'export', 'source', 'stages', 'logs', 'samples'}
+SKIPPED = {
+  'checkpoints',
+  'damaged',
+  'export',
+  'source',
+  'stages',
+  'logs',
+  'samples',
+}
 PAIRS = 40  # comparisons of two models
 ITEMS = 'items.parquet'
 NOTE = 300  # characters
@@ -38,16 +51,16 @@ def find(roots) -> Found:
     ('metrics.jsonl', 'report.json', 'manifest.json'), found, strict=True
   )
   marks = list(marks)
-  for root in map(pathlib.Path, roots):
+  for root in map(local, roots):
     if not root.is_dir():
       raise FileNotFoundError(f'{root} is no directory')
-    for folder, folders, files in os.walk(root):
+    for folder, folders, inside in os.walk(root):
       depth = len(pathlib.Path(folder).relative_to(root).parts)
       keep = [x for x in sorted(folders) if x not in SKIPPED]
       folders[:] = keep if depth < DEEPEST else []
       for mark, some in marks:
         path = pathlib.Path(folder)
-        if mark in files and path not in some:
+        if mark in inside and path not in some:
           some.append(path)
   if not any(found):
     raise FileNotFoundError(
@@ -55,6 +68,29 @@ def find(roots) -> Found:
       'report.json of an evaluation and no manifest.json of a dataset in it'
     )
   return found
+
+
+def local(root) -> pathlib.Path:
+  """A directory, or a copy of a bucket's with all but what is skipped."""
+  if not files.remote(root):
+    return pathlib.Path(root)
+  root, skipped = os.fspath(root).rstrip('/'), SKIPPED - {'samples'}
+  path = _copy_of(root)
+  there = files.walk(path)
+  for name, size in files.walk(root).items():
+    if there.get(name) != size and not skipped & set(name.split('/')):
+      files.copy(f'{root}/{name}', path / name)
+  return path
+
+
+@functools.cache
+def _copy_of(root) -> pathlib.Path:
+  """The same directory whenever it is asked for; it ends with the process."""
+  folder = tempfile.mkdtemp(prefix='crjax-')
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  path = pathlib.Path(folder) / root.rpartition('/')[2]
+  path.mkdir()
+  return path
 
 
 def names(given) -> dict:

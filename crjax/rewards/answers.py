@@ -3,6 +3,8 @@
 import re
 from typing import NamedTuple
 
+from crjax.rewards.judge import NUMBERED
+
 FORM = re.compile(
   r'\s*<reasoning>(?P<reasoning>.*?)</reasoning>'
   r'\s*<answer>(?P<answer>.*?)</answer>\s*',
@@ -39,3 +41,18 @@ def extract(completion: str) -> Answer:
   text = found[-1].strip()
   fenced = FENCE.fullmatch(text)
   return Answer(fenced[1].strip() if fenced else text, format_ok)
+
+
+def line_spans(completion: str) -> dict[int, tuple[int, int]]:
+  """{k: (start, end)} of the characters of each line `Qk: ...` of the answer.
+
+  It is the last answer block, as for `extract`.
+  """
+  spans = {}
+  for block in list(ANSWER.finditer(completion))[-1:]:
+    start = block.start(1)
+    for line in block[1].split('\n'):
+      if match := NUMBERED.fullmatch(line.strip()):
+        spans[int(match['k'])] = start, start + len(line)
+      start += len(line) + 1
+  return spans

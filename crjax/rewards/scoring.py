@@ -44,8 +44,8 @@ def score(
     answer, format_ok, verdict ('pass', 'wrong', 'bad_answer', 'infra' or that
     of the execution), right, typed (right with types), worth (the reward if
     the form is kept), value (what it said or what its input returned) and
-    detail. Of a mixed question also `final`, whether the output is right, and
-    `steps`, the share of right steps.
+    detail. Of a mixed question also `final`, whether the output is right,
+    `hits`, which steps are, and `steps`, their share.
   """
   found = [answers.Answer(*extract(text)) for text in texts]
   jobs, waiting, infos = [], [], []
@@ -100,11 +100,11 @@ def _mixed(task, answer, mode):
   first = first.strip()
   info = _compared(task, judge.output(task, first), first, mode)
   said = judge.numbered(rest) if rest else {}
-  hits = 0
+  hits = [False] * len(task['questions'])
   for k, question in enumerate(task['questions'], 1):
     with contextlib.suppress(ValueError):
-      hits += k in said and judge.step(task, question, said[k])
-  share = hits / len(task['questions'])
+      hits[k - 1] = k in said and judge.step(task, question, said[k])
+  share = sum(hits) / len(hits)
   whole = info['right'] and share == 1
   worth = info['right'] * (1 - STEPS_SHARE + STEPS_SHARE * share)
   verdict = 'pass' if whole else 'wrong'
@@ -116,6 +116,7 @@ def _mixed(task, answer, mode):
     'value': answer,
     'final': info['right'],
     'steps': share,
+    'hits': hits,
   }
 
 
