@@ -7,14 +7,15 @@
       --endpoint=http://localhost:8000/v1 --data=FILE --out=DIR
   python -m crjax.evaluate --benchmark=cruxeval --direction=output \\
       --prompt=cot --data=cruxeval.jsonl --completions=FILE --out=FILE.json
+  ... --against=DIR    another --out: is one of the two models better?
 
 Reads a split of data_pipeline.build or a benchmark's file. Accuracy is strict
 (see rewards/judge.py) and counts a right answer in a wrong form; rewards do
 not, and the share of right forms stands beside it. The verdict of a benchmark's
 own scorer (evals/official.py) is another number of the same table. A server
-that speaks OpenAI's API is asked the same questions and judged alike; its
-answers are kept in --out, and asked for once. The last command judges
-completions that are there already: lines {"id", "texts"}.
+that speaks OpenAI's API is asked the same questions and judged alike. Answers
+are kept in --out as they come, and asked for once. With --completions those
+that are there already are judged: lines {"id", "texts"}.
 """
 
 import functools
@@ -25,23 +26,24 @@ import time
 from absl import app, flags
 import jax
 from ml_collections import config_flags
-import numpy as np
 
-from crjax import cluster, data, engine, hf, metrics, sampling, tokenizer
+from crjax import cluster, completing, data, hf, metrics, sampling, tokenizer
 from crjax.evals import (
   completions,
   cruxeval,
   endpoint,
-  hub,
   judging,
   official,
+  pairs,
   prompts,
+  show,
 )
-from crjax.evals.summary import reval_report, show, summarize, write
+from crjax.evals.summary import reval_report, summarize, write
 from crjax.inputs import DTYPES, open_pool, parse_flags
 from crjax.sharding import all_processes, make_mesh
 
 KINDS = ('output', 'input', 'coverage', 'path', 'state', 'mixed')
+ANSWERS = 'answers.jsonl'  # in --out
 
 
 def run(
@@ -103,75 +105,10 @@ def judged(benchmark, style, tasks, texts, truncated, pools):
   return [info for _, info in sorted(pairs, key=lambda pair: pair[0])]
 
 
-def make_complete(
-  cfg,
-  params,
-  tok,
-  mesh,
-  *,
-  batch: int,
-  prompt_length: int,
-  completion_length: int,
-  seed: int,
-  thinking: bool | None,
-):
-  """`complete` for `run`, from the decode copy `params`.
-
-  `batch` completions at a time, of prompts whose last completions were longest
-  first. Noise depends on the prompt's place in the data, not on what is sampled
-  beside it.
-  """
-  made = engine.make(
-    cfg,
-    mesh,
-    slots=batch,
-    fewest=max(batch // 8, 1),
-    length=prompt_length + completion_length,
-    stop_ids=tokenizer.stop_ids(tok),
-  )
-  longest = {}  # completion of each prompt so far
-
-  def complete(prompts, temperature, rollouts):
-    encode = functools.partial(tokenizer.encode_prompt, tok, thinking=thinking)
-    encoded = list(map(encode, prompts))
-    fits = [i for i, x in enumerate(encoded) if len(x) <= prompt_length]
-    fits.sort(key=lambda i: -len(encoded[i]))
-    knobs = engine.Knobs(temperature)
-    asked = engine.longest_first(
-      engine.Request(
-        encoded[i],
-        i,
-        r,
-        knobs,
-        most=completion_length,
-        expected=longest.get(i, 0.0),
-      )
-      for i in fits
-      for r in range(rollouts)
-    )
-    texts = [None] * (len(prompts) * rollouts)
-    truncated = np.zeros(len(texts), bool)
-    pieces = engine.stream(made, params, asked, key=jax.random.key(seed))
-    began = time.monotonic()
-    for n, done in enumerate(engine.completions(pieces), start=1):
-      i = done.request.question
-      longest[i] = max(longest.get(i, 0.0), len(done.tokens))
-      slot = i * rollouts + done.request.rollout
-      truncated[slot] = done.finish == 'length'
-      # Without the end token.
-      length = len(done.tokens) - (done.finish == 'stop')
-      texts[slot] = tokenizer.decode(tok, [done.tokens], [length])[0]
-      if n % max(batch, 1) == 0 or n == len(asked):
-        _progress(n, len(asked), temperature, began)
-    return texts, truncated
-
-  return complete
-
-
 def read_tasks(path, benchmark='', direction='') -> list[dict]:
   """Tasks of a Parquet split of ours, or of a benchmark's file."""
   if benchmark:
-    tasks = completions.BENCHMARKS[benchmark].load(hub.local(path))
+    tasks = completions.load(benchmark, path)
   elif pathlib.Path(path).suffix == '.jsonl':
     tasks = cruxeval.load(path)
   else:
@@ -181,17 +118,6 @@ def read_tasks(path, benchmark='', direction='') -> list[dict]:
   if not some:
     raise ValueError(f'{path} has no tasks of kind {direction!r}')
   return some
-
-
-def _progress(done, total, temperature, began):
-  if jax.process_index():
-    return
-  left = (time.monotonic() - began) / done * (total - done)
-  print(
-    f'evaluate: {done} of {total} completions, T={temperature:g}, about '
-    f'{left:.0f} s left',
-    flush=True,
-  )
 
 
 def define_flags():
@@ -205,6 +131,7 @@ def define_flags():
   flags.DEFINE_enum('prompt', 'trained', prompts.STYLES, 'How it is asked.')
   flags.DEFINE_enum('direction', '', ['', *KINDS], 'Only tasks of this kind.')
   flags.DEFINE_string('completions', None, 'JSONL of ids and texts to judge.')
+  flags.DEFINE_string('against', None, 'Another --out, of the same questions.')
   flags.DEFINE_string('endpoint', None, "A server's URL; --model is its name.")
   flags.DEFINE_bool('raw', False, 'Few-shot prompts as texts, for base models.')
   flags.DEFINE_bool('distributed', False, 'Join the other processes of a pod.')
@@ -236,10 +163,11 @@ def judge_completions(f):
       data=f.data,
       given=f.completions,
       out=f.out,
+      against=f.against,
     )
   except (ValueError, OSError, RuntimeError) as error:
-    cluster.refuse(f'--completions={f.completions}: {error}')
-  completions.show(result)
+    cluster.refuse(f'evaluate: {error}')
+  show.judged(result)
 
 
 def evaluate_model(f, c):
@@ -250,7 +178,13 @@ def evaluate_model(f, c):
     mesh = make_mesh(c.mesh)
   with cluster.inputs(f'--data={source}'):
     tasks = read_tasks(source, f.benchmark, f.direction)
-  complete, count = (served if f.endpoint else loaded)(f, c, mesh)
+    prompts.ask(f.benchmark, tasks[0], f.prompt)
+  other = None
+  if f.against:
+    with cluster.inputs(f'--against={f.against}'):
+      other = pairs.read(f.against)
+      pairs.check(other, tasks, f.against)
+  ask, count = (served if f.endpoint else loaded)(f, c, mesh)
   with (
     jax.set_mesh(mesh),
     open_pool(c) as pool,
@@ -261,7 +195,7 @@ def evaluate_model(f, c):
         completions.self_test(f.benchmark, tasks, (pool, theirs))
       rows = run(
         tasks,
-        complete,
+        ask,
         (pool, theirs),
         samples=c.samples,
         temperature=c.temperature,
@@ -272,6 +206,8 @@ def evaluate_model(f, c):
       )
     except (ValueError, endpoint.Refused) as error:
       cluster.refuse(f'evaluate: {error}')
+    except RuntimeError as error:  # The sandbox failed: another try may not.
+      cluster.end(f'evaluate: {error}', 1)
   given = {
     name: getattr(f, name)
     for name in ('model', 'benchmark', 'prompt', 'endpoint', 'raw')
@@ -285,14 +221,18 @@ def evaluate_model(f, c):
   }
   if f.benchmark == 'reval':
     report['reval'] = reval_report(tasks, rows)
+  if other is not None:
+    report['against'] = pairs.beside(other, pairs.of_rows(rows), f.against)
   if jax.process_index() == 0:
     if f.out:
       write(f.out, report, rows)
-    show(report)
+    show.report(report)
 
 
 def loaded(f, c, mesh):
   """(complete, count) of a model in this process."""
+  # Several processes sample together, and could differ in what is kept.
+  alone = f.out and jax.process_count() == 1
   with cluster.inputs(f'--model={f.model}'):
     found = hf.inspect(f.model)
     tok = tokenizer.load(found.place.path)
@@ -300,33 +240,38 @@ def loaded(f, c, mesh):
     dtype = DTYPES[c.dtype]
     decode_copy = sampling.make_decode_copy(found.cfg, mesh, dtype)
     params = decode_copy(hf.load(found, mesh, dtype=dtype))
-  complete = make_complete(
-    found.cfg,
-    params,
-    tok,
-    mesh,
-    batch=c.batch,
-    prompt_length=c.prompt_length,
-    completion_length=c.completion_length,
-    seed=c.seed,
-    thinking=c.thinking,
-  )
+    ask = completing.make_complete(
+      found.cfg,
+      params,
+      tok,
+      mesh,
+      batch=c.batch,
+      prompt_length=c.prompt_length,
+      completion_length=c.completion_length,
+      seed=c.seed,
+      thinking=c.thinking,
+      kept=pathlib.Path(f.out) / ANSWERS if alone else None,
+      model=f'{completing.fingerprint(found.place)} {c.dtype}' if alone else '',
+    )
   bare = functools.partial(tok, add_special_tokens=False)
-  return complete, lambda texts: list(map(len, bare(texts)['input_ids']))
+  return ask, lambda texts: list(map(len, bare(texts)['input_ids']))
 
 
 def served(f, c, mesh):
   """(complete, count) of a model behind an OpenAI-compatible server."""
   if not f.out:
     cluster.refuse('--endpoint needs --out: the answers are kept there')
-  return endpoint.make_complete(
-    f.endpoint,
-    f.model,
-    pathlib.Path(f.out) / 'answers.jsonl',
-    concurrency=c.batch,
-    completion_length=c.completion_length,
-    seed=c.seed,
-  )
+  try:
+    return endpoint.make_complete(
+      f.endpoint,
+      f.model,
+      pathlib.Path(f.out) / ANSWERS,
+      concurrency=c.batch,
+      completion_length=c.completion_length,
+      seed=c.seed,
+    )
+  except (ValueError, OSError, endpoint.Refused) as error:
+    cluster.refuse(f'--endpoint={f.endpoint}: {error}')
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crjax import evaluate, hf, sampling, tokenizer
+from crjax import completing, evaluate, hf, sampling, tokenizer
 from crjax.evals import endpoint, prompts
 from crjax.execution import Pool
 from crjax.sharding import make_mesh
@@ -75,6 +75,20 @@ def test_a_refusal_ends_it_and_says_what_the_server_said(answering, tmp_path):
   assert len(bodies) == 1
 
 
+def test_a_dead_server_and_no_server_are_told(tmp_path, monkeypatch):
+  monkeypatch.setattr(endpoint, 'FIRST_PAUSE', 0.001)
+  with http.server.HTTPServer(('127.0.0.1', 0), None) as server:
+    port = server.server_port  # Nobody listens there any more.
+  complete, _ = client(f'http://127.0.0.1:{port}/v1', tmp_path)
+  with pytest.raises(endpoint.Refused, match=r'6 attempts .* refused'):
+    complete([CHAT], 0.0, 1)
+  with pytest.raises(endpoint.Refused, match='is no URL'):
+    client('localhost:8000', tmp_path)
+  (tmp_path / 'kept.jsonl').write_text('{}\n')
+  with pytest.raises(ValueError, match=r'kept.jsonl, line 1: no answer'):
+    client('http://x', tmp_path)
+
+
 def test_a_prompt_that_does_not_fit_is_told(answering, tmp_path):
   url, script, _ = answering
   script.append((400, 'the context has 8 tokens, but 9 of the prompt'))
@@ -120,7 +134,7 @@ def test_a_served_model_gives_what_it_gives_in_this_process(tmp_path):
   params = sampling.make_decode_copy(found.cfg, mesh, dtype)(
     hf.load(found, mesh, dtype=dtype)
   )
-  here = evaluate.make_complete(
+  here = completing.make_complete(
     found.cfg,
     params,
     tok,

@@ -1,13 +1,15 @@
 import json
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
+import pyarrow.parquet
 import pytest
 
-from crjax import evaluate, hf, model
-from crjax.evals import stats, summary
+from crjax import completing, evaluate, files, hf, model
+from crjax.evals import pairs, show, stats, summary
 from crjax.execution import Pool
 from tests.conftest import ROOT
 
@@ -22,18 +24,22 @@ def small(tmp_path_factory, smoke_data):
   return path
 
 
+def arguments(small, *flags):
+  return [
+    sys.executable,
+    '-m',
+    'crjax.evaluate',
+    f'--config={ROOT / "configs" / "eval_smoke.py"}',
+    f'--model={small}',
+    '--config.completion_length=8',
+    '--config.samples=2',
+    *flags,
+  ]
+
+
 def command(small, *flags):
   return subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'crjax.evaluate',
-      f'--config={ROOT / "configs" / "eval_smoke.py"}',
-      f'--model={small}',
-      '--config.completion_length=8',
-      '--config.samples=2',
-      *flags,
-    ],
+    arguments(small, *flags),
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -81,8 +87,8 @@ def test_numbers_are_what_the_completions_deserve():
     greedy, sampled = report[kind]['greedy'], report[kind]['sampled']
     assert greedy['strict'] == greedy['typed'] == 0.5
     assert greedy['format_rate'] == 1.0
-    low, high = greedy['ci95']
-    assert 0.2 < low < 0.5 < high < 0.8
+    # Quantiles of ten fair coins.
+    assert greedy['ci95'] == pytest.approx([0.2, 0.8])
     assert sampled['strict'] == 0.5  # An unformed right answer is right,
     assert sampled['format_rate'] == 0.75  # and its form is counted here.
     assert sampled['samples'] == 4
@@ -212,3 +218,119 @@ def test_missing_inputs_are_named(small, tmp_path):
   done = command(small, f'--data={tmp_path / "no.parquet"}')
   assert done.returncode != 0
   assert 'no.parquet does not exist' in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_half_way_it_samples_the_rest_alone(small, tmp_path):
+  """The report is that of a run that went through, and nothing is redone."""
+  item = {'code': 'def f(x):\n  return x', 'input': '1', 'output': '1'}
+  data = tmp_path / 'crux.jsonl'
+  rows = [
+    item | {'id': f's{i}', 'input': str(i), 'output': str(i)} for i in range(12)
+  ]
+  data.write_text('\n'.join(map(json.dumps, rows)))
+  flags = ['--benchmark=cruxeval', '--prompt=zero_shot', '--config.batch=2']
+  flags += [f'--data={data}', '--config.completion_length=24']
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  kept = cut / 'answers.jsonl'
+  process = subprocess.Popen(
+    arguments(small, *flags, f'--out={cut}'),
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+  )
+  while process.poll() is None and not (kept.exists() and kept.stat().st_size):
+    time.sleep(0.02)
+  process.kill()
+  process.wait()
+  before = len(kept.read_bytes().split(b'\n')) - 1
+  assert 0 < before < 72
+  with kept.open('a') as file:
+    file.write('{"key": "torn')
+  for out in (whole, cut):
+    done = command(small, *flags, f'--out={out}')
+    assert done.returncode == 0, done.stderr
+  assert f'{min(before, 24)} are in {kept}' in done.stdout
+  lines = [json.loads(x) for x in kept.read_text().splitlines()]
+  assert len({x['key'] for x in lines}) == len(lines) == 72
+  found = [
+    pyarrow.parquet.read_table(out / 'items.parquet').to_pylist()
+    for out in (whole, cut)
+  ]
+  assert found[0] == found[1] and len(found[0]) == 72
+
+
+def test_weights_are_told_apart(small, tmp_path):
+  params = jax.device_get(model.init(CFG, jax.random.key(1)))
+  hf.save(tmp_path / 'b', CFG, params, source_dir=small)
+  names = [
+    completing.fingerprint(files.locate(path))
+    for path in (small, small, tmp_path / 'b')
+  ]
+  assert names[0] == names[1] != names[2]
+
+
+def test_nothing_that_is_printed_is_cut(capsys):
+  """On a pipe, with every kind and more digits than usual."""
+  numbers = {
+    'strict': 0.123,
+    'ci95': [0.111, 0.999],
+    'official': 1.0,
+    'typed': 0.5,
+    'format_rate': 1.0,
+    'truncated': 1.0,
+    'tokens': 4096.0,
+    'final': 0.856,
+    'steps': 0.635,
+    'pass_at_k': {1: 0.5, 10: 0.9},
+    'samples': 10,
+    'infra': 12,
+    'unlabelled': 0,
+    'too_long': 12345,
+  }
+  by = {'construct': {'comprehension': {'n': 12345, 'strict': 1.0}}}
+  kinds = {
+    kind: {
+      'n': 12345,
+      'by': by,
+      'constant': {'answer': '[a]', 'strict': 0.25},
+      'greedy': numbers | {'samples': 1},
+      'sampled': numbers,
+    }
+    for kind in evaluate.KINDS
+  }
+  pair = {'kind': 'output', 'n': 12345, 'a': 1.0, 'b': 0.5, 'difference': 0.5}
+  pair |= {'ci95': [0.4, 0.6], 'only_a': 999, 'only_b': 99, 'p': 1.2e-9}
+  told = {
+    'settings': {'model': 'm' * 90, 'data': 'd' * 90},
+    'kinds': kinds,
+    'against': {'path': 'x', 'pairs': [pair | {'test': 'McNemar'}]},
+  }
+  show.report(told)
+  text = capsys.readouterr().out
+  assert '…' not in text
+  assert text.count('12.3 [11.1, 99.9]') == 12
+  for said in ('100.0 /12345', 'pass@10 90.0', '63.5 of the steps', '4096'):
+    assert text.count(said) >= 6, said
+  assert '+50.0 [40.0, 60.0]' in text and '1.2e-09' in text
+  assert 'm' * 90 in text
+
+
+def test_two_models_on_the_same_questions(tmp_path):
+  rows = lambda ok: [
+    task | {'mode': 'greedy', 'verdict': 'x', 'right': int(task['args']) < ok}
+    for task in TASKS
+  ]
+  a, b = pairs.of_rows(rows(9)), pairs.of_rows(rows(2))
+  found = {x['kind']: x for x in pairs.compare(a, b)}
+  assert found['output']['difference'] == pytest.approx(0.7)
+  assert (found['input']['only_a'], found['input']['only_b']) == (7, 0)
+  assert found['input']['p'] == pytest.approx(2 * 0.5**7)
+  # The ids are those of another benchmark: nothing is shared.
+  other = [row | {'code': 'def g(x):\n  return x'} for row in rows(2)]
+  with pytest.raises(ValueError, match='answers none of these questions'):
+    pairs.check(pairs.of_rows(other), TASKS, 'x')
+  pairs.check(a, TASKS, 'x')
+  with pytest.raises(ValueError, match='is no result of'):
+    path = tmp_path / 'x.json'
+    path.write_text('{}')
+    pairs.read(path)

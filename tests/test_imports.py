@@ -40,7 +40,7 @@ ROWS = [
   },
   {'model', 'optim', 'curriculum', 'watch'},
   {'hf', 'sampling', 'decoding', 'engine', 'checkpoint', 'cluster'},
-  {'sft', 'grpo', 'policy', 'divergence'},
+  {'sft', 'grpo', 'policy', 'divergence', 'completing'},
   {
     'train',
     'inputs',

@@ -200,8 +200,10 @@ def test_where_the_answer_is_found(kind, style, completion, theirs, ours):
   # What was cut out already is found again: nothing more is cut.
   again = official.extract('cruxeval', kind, style, theirs)
   assert style == 'zero_shot' or again == theirs
+  said = judging.read(style, completion)
+  assert type(said.format_ok) is bool
   if ours:
-    assert judging.read(style, completion).text == ours
+    assert said.text == ours
 
 
 def test_what_follows_the_prompt_is_the_completion():

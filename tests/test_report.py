@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
+from crjax import metrics, sampling, watch
 from crjax.report import build, gather, live, rows
 from tests import browser
 
@@ -40,6 +41,10 @@ def completion(i):
     'value': str(i),
     'detail': '',
     'advantage': 0.5,
+    'tokens': [5] * (40 + i % 100),
+    'length': 40 + i % 100,
+    'truncated': False,
+    'logp': -1.5,
   }
 
 
@@ -65,6 +70,7 @@ def write_evaluation(path, right):
   items = [
     completion(i)
     | {'mode': 'greedy', 'sample': 0, 'right': bool(ok), 'tokens': 40 + i}
+    | {'length': None}
     for i, ok in enumerate(right)
   ]
   datasets.Dataset.from_list(items).to_parquet(str(path / 'items.parquet'))
@@ -157,7 +163,7 @@ def test_nothing_to_report_says_what_was_looked_for(tmp_path):
 def test_the_most_completions_leave_out_older_steps(runs):
   found = gather.find([runs])
   named = gather.names([p for some in found for p in some])
-  some, left = rows.read(rows.sources(found, named), most=100)
+  some, left, _ = rows.read(rows.sources(found, named), most=100)
   assert len(some) == 20 and left == 600
 
 
@@ -182,7 +188,8 @@ def test_the_page_in_a_browser(runs, tab, tmp_path):
   assert choose(tab, kind='', right='1', run='2').startswith('400 of')
   tab.evaluate("document.getElementById('filters').reset()")
   tab.wait("document.getElementById('count').textContent.startsWith('620')")
-  assert choose(tab, **{'length from': '40', 'length to': '44'})[:2] == '10'
+  tokens = {'length from': '40', 'length to': '44'}
+  assert choose(tab, **tokens).startswith('40 of')  # 30 and twice 5.
   assert tab.errors == []
   assert tab.requests == [path.as_uri()]
 
@@ -244,4 +251,81 @@ def test_a_live_page_is_local_and_moves_on(runs):
     foreign = urllib.request.Request(url, headers={'Host': 'example.com:80'})
     with pytest.raises(urllib.error.HTTPError, match='403'):
       urllib.request.urlopen(foreign)
+    server.shutdown()
+
+
+def test_samples_as_training_writes_them(tmp_path):
+  """Tokens are ids there; of an evaluation they are a number."""
+  count = 4
+  some = [completion(i) for i in range(count)]
+  mask_BT = np.arange(6) < np.array([[6], [3], [2], [1]])
+  rolled = sampling.Rollout(
+    np.full((count, 6), 7, np.int32),
+    np.zeros((count, 6), np.float32),
+    mask_BT,
+    np.ones(count, bool),
+  )
+  watch.describe(some, np.zeros((2, 2)), rolled)
+  with metrics.Writer(tmp_path, start_step=0, total_steps=1) as writer:
+    writer.write(1, {'reward': 1.0}, tokens=12)
+    writer.samples(1, some)
+  found = gather.find([tmp_path])
+  named = gather.names([p for some in found for p in some])
+  read, left, notes = rows.read(rows.sources(found, named))
+  assert [rows.length(row) for row in read] == [6, 3, 2, 1]
+  assert (left, notes) == (0, [])
+  assert 'Chain' in build.page([tmp_path])
+
+
+def test_what_is_damaged_is_told_and_the_rest_is_shown(runs, tab, tmp_path):
+  (runs / 'eval' / 'a' / 'report.json').write_text('{"kinds": ')
+  (runs / 'eval' / 'b' / 'report.json').write_text('[<b>1</b>]')
+  (runs / 'data' / 'manifest.json').write_text('[1]')
+  items = runs / 'eval' / 'b' / 'items.parquet'
+  items.write_bytes(items.read_bytes()[:-50])
+  samples = next((runs / 'grpo' / 'samples').iterdir())
+  samples.write_bytes(b'PAR1')
+  with (runs / 'grpo' / 'metrics.jsonl').open('a') as file:
+    file.write('\n{"loss": 3}\n')
+  (runs / 'sft' / 'metrics.jsonl').write_text('')
+  (runs / 'grpo' / 'config.json').unlink()
+  path = tmp_path / 'page.html'
+  path.write_text(build.page([runs]))
+  tab.screen(1280, 900)
+  tab.open(path.as_uri())
+  notes = tab.evaluate(
+    "[...document.querySelectorAll('#notes li')].map((x) => x.textContent)"
+  )
+  for name in (items, samples, *runs.glob('eval/*/report.json')):
+    assert sum(str(name) in note for note in notes) == 1, name
+  assert any(
+    'metrics.jsonl: 2 damaged lines, the first is 121' in n for n in notes
+  )
+  assert any('manifest.json is damaged: no JSON object' in n for n in notes)
+  assert choose(tab).startswith('10 of 10 completions')  # Those of eval/a.
+  assert tab.evaluate("document.querySelectorAll('#curves polyline').length")
+  assert tab.errors == []
+
+
+def test_a_live_page_leaves_a_reader_alone(runs, tab):
+  with live.make_server([runs], 0, 1000) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    tab.screen(1280, 900)
+    tab.open(f'http://127.0.0.1:{server.server_port}')
+    grow = lambda step: (
+      (runs / 'grpo' / 'metrics.jsonl')
+      .open('a')
+      .write(f'\n{{"step": {step}, "reward": 0.5}}\n')
+    )
+    told = "document.getElementById('curves')?.textContent"
+    grow(121)
+    tab.wait(f"{told}?.includes('grpo, 121 of 120')")  # By itself.
+    tab.wait('document.body?.dataset.ready === "yes"')
+    tab.evaluate('document.querySelector(\'[data-row="7"]\').click()')
+    grow(122)
+    tab.wait("document.getElementById('newer')")
+    assert tab.evaluate("document.querySelectorAll('.row.open').length") == 1
+    tab.evaluate("document.getElementById('newer').click()")
+    tab.wait(f"{told}?.includes('grpo, 122 of 120')")
+    assert tab.errors == []
     server.shutdown()

@@ -8,12 +8,14 @@ import pytest
 
 from crjax import data
 from crjax.evals import (
+  completions,
   official,
   prompts,
   reval,
   reval_official,
   reval_score,
 )
+from crjax.execution import Pool
 from tests.conftest import ROOT
 
 # A class whose lines call each other, as in ClassEval, and what its test says.
@@ -168,6 +170,54 @@ def test_labels_of_a_class_in_both_semantics(frozen):
   assert of(frozen, '1-0-path')['corrected'] == ['11']
 
 
+def labelled(pool, code, given, line, var):
+  """(official, corrected) labels of the state after a line of `f`."""
+  program = {
+    'task_id': 'DREval/0',
+    'entry_point': 'f',
+    'code': code,
+    'inputs': [f'({given},)'],
+    'outputs': ['None'],
+    'test': None,
+  }
+  asked = [{'lineno': line, 'var': var}]
+  entry = {'input_idx': 0, 'task': asked, 'output_pred': 'assert f() == ??'}
+  task = {'task_id': 'DREval/0', 'idx': 0, 'tasks': [entry]}
+  found, lost = reval.freeze([(program, task)], pool)
+  assert not lost
+  state = next(q for q in found if q['kind'] == 'state')
+  return state['official'], state['corrected']
+
+
+def test_a_comprehension_has_a_state_of_its_own_in_official_labels(pool):
+  """Defect 2, before Python 3.12: its locals hide those of the function."""
+  code = 'def f(xs):\n  return [x + 1 for x in xs]'
+  official, corrected = labelled(pool, code, '[1]', 2, 'xs')
+  assert corrected == ['[1]; list']
+  inlined = sys.version_info >= (3, 12)
+  assert official == (['[1]; list'] if inlined else ['Nil'])
+
+
+def test_the_last_line_has_the_state_before_it_in_official_labels(pool):
+  """Defect 3."""
+  code = 'def f(xs):\n  xs[0] = 9'
+  assert labelled(pool, code, '[1]', 2, 'xs[0]') == (['1; int'], ['9; int'])
+
+
+def test_labels_of_a_long_loop_are_its_distinct_values(pool):
+  """Defect 9: theirs is a list of every visit's value."""
+  code = 'def f(n):\n  for i in range(n):\n    y = i % 2\n  return y'
+  labels = ['0; int', '1; int']
+  assert labelled(pool, code, '2000', 3, 'y') == (labels, labels)
+
+
+def test_what_its_programs_import_is_there_if_it_is_installed():
+  code = 'import numpy as np\ndef f(n):\n  y = int(np.sum([n, n]))\n  return y'
+  with Pool(1, modules=['numpy']) as pool:
+    official, corrected = labelled(pool, code, '2', 3, 'y')
+  assert official == corrected == ['4; int']
+
+
 def test_gold_answers_score_100(frozen, pool):
   reval_score.self_test(frozen, pool)
   wrong = of(frozen, '1-output') | {'gold': "a = 1\nassertEqual(a, 'x')"}
@@ -190,6 +240,7 @@ def test_gold_answers_score_100(frozen, pool):
     ('0-1-state', '3; int', True, True),
     ('0-1-state', '1 + 2; int', True, False),  # It is evaluated.
     ('0-1-state', "3; <class 'int'>", True, False),
+    ('0-1-state', '3; integer', True, False),
     ('0-1-state', '3.0; float', False, False),
     ('0-1-state', 'True; bool', False, False),
     ('0-2-state', 'nil', True, False),
@@ -381,7 +432,7 @@ def test_a_file_that_is_not_as_it_should_be(tmp_path, change, message):
 
 
 def test_what_cannot_run_is_told(pool):
-  broken = PROGRAM | {'code': 'import scipy_of_old\n' + CODE}
+  broken = PROGRAM | {'code': 'import pandas\n' + CODE}
   found, lost = reval.freeze([(broken, QUESTIONS)], pool)
   assert found == []
   assert len(lost) == 2 and lost[0].startswith('DREval/0-0: 3 lines')
@@ -392,3 +443,27 @@ def test_a_variable_that_is_no_expression_is_named(pool):
   questions['tasks'][0]['task'][0]['var'] = 'not a name'
   with pytest.raises(ValueError, match="var 'not a name'"):
     reval.freeze([(PROGRAM, questions)], pool)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'kind': 'x'}, "line 2: field 'kind' must be one of"),
+    ({'official': 'YES'}, "line 2: field 'official' must be list or NoneType"),
+    ({'line': None}, "line 2: field 'line' must be int"),
+    ({}, "line 2: field 'id' repeats"),
+  ],
+)
+def test_labels_that_are_not_as_they_should_be(
+  frozen, tmp_path, change, message
+):
+  row = of(frozen, '0-0-coverage')
+  path = tmp_path / 'labels.jsonl'
+  path.write_text(json.dumps(row) + '\n' + json.dumps(row | change))
+  with pytest.raises(ValueError, match=message):
+    reval.load(path)
+
+
+def test_programs_without_labels_are_no_benchmark_yet(sample):
+  with pytest.raises(ValueError, match='directory, and labels are asked for'):
+    completions.load('reval', sample)

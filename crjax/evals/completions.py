@@ -10,12 +10,16 @@ from crjax.evals import (
   judging,
   livecodebench,
   official,
+  pairs,
   reval,
   reval_score,
   stats,
+  summary,
 )
 from crjax.execution import Case, Pool, check_all
 
+# Of an item without completions.
+NOTHING = {'verdict': 'missing', 'right': False, 'format_ok': False}
 BENCHMARKS = {
   'cruxeval': cruxeval,
   'livecodebench': livecodebench,
@@ -24,31 +28,55 @@ BENCHMARKS = {
 
 
 def run(
-  benchmark: str, direction: str, style: str, *, data, given, out, workers=2
+  benchmark: str,
+  direction: str,
+  style: str,
+  *,
+  data,
+  given,
+  out,
+  against=None,
+  workers=2,
 ) -> dict:
   """Judges the file `given` and writes the result of `judge` to `out`.
 
-  Raises ValueError for a file that is not as it should be, and where the
-  benchmark's own answers are not all right under both judges.
+  With `against`, another such result, both are compared item by item. Raises
+  ValueError for a file that is not as it should be, and where the benchmark's
+  own answers are not all right under both judges.
   """
   module = BENCHMARKS[benchmark]
   if direction and direction not in module.DIRECTIONS:
     raise ValueError(
       f'{benchmark} has no direction {direction!r}; it has {module.DIRECTIONS}'
     )
-  tasks = [
-    t for t in module.load(hub.local(data)) if direction in ('', t['kind'])
-  ]
+  tasks = [t for t in load(benchmark, data) if direction in ('', t['kind'])]
   texts = read(given)
   if not set(texts) & {task['item'] for task in tasks}:
     raise ValueError(f'{given} and {data} have no id in common')
+  other = pairs.read(against) if against else None
+  if other is not None:
+    pairs.check(other, tasks, against)
   with Pool(workers) as strict, official.pool(workers) as theirs:
     self_test(benchmark, tasks, (strict, theirs))
     result = judge(benchmark, direction, style, tasks, texts, (strict, theirs))
   result |= {'data': str(data), 'completions': str(given)}
+  if other is not None:
+    result['against'] = pairs.beside(
+      other, pairs.of_items(result['items']), against
+    )
   if out:
     files.write_text(out, json.dumps(result, indent=1) + '\n')
   return result
+
+
+def load(benchmark, data) -> list[dict]:
+  """Its tasks, of a file or a name on the hub; ValueError or OSError."""
+  if benchmark == 'reval' and pathlib.Path(data).is_dir():
+    raise ValueError(
+      f'{data} is a directory, and labels are asked for; make them with '
+      f'python -m crjax.evals.reval --data={data} --out=labels.jsonl'
+    )
+  return BENCHMARKS[benchmark].load(hub.local(data))
 
 
 def self_test(benchmark, tasks, pools):
@@ -149,21 +177,24 @@ def judge(benchmark, direction, style, tasks, given, pools) -> dict:
     pools: (for the strict judge, of `official.pool`).
 
   Returns:
-    {official: {pass_at_1, ci95}, strict: likewise, items: [...], ...}: percent.
-    An item: {id, official: the scorer's own list, shorter where it drops
-    texts, official_pass_at_1, skipped: the texts that it drops, strict: one
-    verdict a text, strict_pass_at_1}. An item without completions is wrong.
+    {official: {pass_at_1, ci95, pass_at_k}, strict and typed: likewise, items:
+    [...], ...}: percent; and as shares format_rate, constant and by, of
+    `summary`. An item: {id, official: the scorer's own list, shorter where it
+    drops texts, official_pass_at_1, skipped: the texts that it drops, strict:
+    one verdict a text, strict_pass_at_1}. An item without completions is wrong.
     Of REval also `reval`, see `reval_score.summarize`, of the first texts.
   """
   flat = [(t, text) for t in tasks for text in given.get(t['item'], [])]
   asked, texts = [task for task, _ in flat], [text for _, text in flat]
   cut = [False] * len(flat)
-  infos = iter(judging.judge(benchmark, style, asked, texts, cut, pools))
+  infos = judging.judge(benchmark, style, asked, texts, cut, pools)
+  left = iter(infos)
   items = [
-    _item(task, [next(infos) for _ in given.get(task['item'], [])])
+    _item(task, [next(left) for _ in given.get(task['item'], [])])
     for task in tasks
   ]
-  told = lambda name: _told([item[f'{name}_pass_at_1'] for item in items])
+  rows = [task | info for task, info in zip(asked, infos, strict=True)]
+  none = [t | NOTHING for t in tasks if t['item'] not in given]
   more = {}
   if benchmark == 'reval':
     more = {'reval': reval_score.of_items(tasks, items)}
@@ -173,8 +204,12 @@ def judge(benchmark, direction, style, tasks, given, pools) -> dict:
     'direction': direction,
     'prompt': style,
     'n': len(items),
-    'official': told('official'),
-    'strict': told('strict'),
+    'official': _told('official', items),
+    'strict': _told('strict', items),
+    'typed': _told('typed', items),
+    'format_rate': _mean([row['format_ok'] for row in rows + none]),
+    'constant': summary.constant(rows + none) if direction else None,
+    'by': summary.breakdowns(rows + none),
     'missing': sorted(ids - set(given)),
     'unknown': sorted(set(given) - ids),
     **more,
@@ -190,25 +225,42 @@ def _item(task, infos) -> dict:
   dropped = [i for i, verdict in enumerate(theirs) if verdict is None]
   theirs = official.kept(theirs)
   ours = [x['right'] for x in infos if x['verdict'] != judging.UNLABELLED]
+  typed = [x['typed'] for x in infos if x['verdict'] != judging.UNLABELLED]
   share = lambda found: None if infos and not found else _mean(found)
   return {
     'id': task['item'],
+    'kind': task['kind'],
+    'question': pairs.name(task),
     'official': theirs,
     'official_pass_at_1': share(theirs),
     'skipped': dropped,
     'strict': ours,
     'strict_pass_at_1': share(ours),
+    'typed': typed,
+    'typed_pass_at_1': share(typed),
     'verdicts': [info['verdict'] for info in infos],
   }
 
 
-def _told(values):
-  """Percent, with the interval of a bootstrap over items that have a label."""
+def _told(name, items):
+  """Percent, over items that have a label.
+
+  pass@k is unbiased and so told for no more samples than each item has; what
+  the official scorer drops counts in its n no more.
+  """
+  values = [x[f'{name}_pass_at_1'] for x in items]
   values = [value for value in values if value is not None]
-  interval = stats.bootstrap(values, seed=0)
+  interval = stats.interval(values, seed=0)
+  some = [x[name] for x in items if x[f'{name}_pass_at_1'] is not None]
+  fewest = min(map(len, some), default=0)
   return {
     'pass_at_1': 100 * _mean(values),
     'ci95': interval and [100 * x for x in interval],
+    'pass_at_k': {
+      str(k): 100 * _mean([stats.pass_at_k(len(x), sum(x), k) for x in some])
+      for k in summary.PASS_AT
+      if k <= fewest
+    },
   }
 
 
@@ -224,23 +276,3 @@ def _parsed(line, where):
   if not isinstance(row, dict):
     raise ValueError(f'{where}: must be an object')
   return row
-
-
-def show(result):
-  """The two numbers, and what was not as it should be."""
-  if result['missing']:
-    print(
-      f'{len(result["missing"])} of {result["n"]} items have no completions '
-      f'and count as wrong; the first: {result["missing"][0]}'
-    )
-  if result['unknown']:
-    print(
-      f'{len(result["unknown"])} ids are not in the data and count nowhere; '
-      f'the first: {result["unknown"][0]}'
-    )
-  print(
-    f'{result["benchmark"]}, {result["direction"]} prediction, '
-    f'{result["prompt"]}, {result["n"]} items: pass@1 '
-    f'{result["official"]["pass_at_1"]:.1f} official, '
-    f'{result["strict"]["pass_at_1"]:.1f} strict'
-  )

@@ -5,12 +5,9 @@ was answered: a run that was cut off, or that asks more, asks only for the rest.
 """
 
 import concurrent.futures
-import contextlib
-import hashlib
 import http.client
 import json
 import os
-import pathlib
 import re
 import threading
 import time
@@ -19,6 +16,7 @@ import urllib.request
 
 import numpy as np
 
+from crjax.evals.journal import digest, keep, load
 from crjax.evals.prompts import STOP
 
 KEY = 'OPENAI_API_KEY'  # the environment variable; unset for none
@@ -57,6 +55,8 @@ def make_complete(
   A conversation goes to /chat/completions, a text to /completions with the
   few-shot prompts' stop. A prompt that does not fit gives None. Raises Refused.
   """
+  if not url.startswith(('http://', 'https://')):
+    raise Refused(f'{url!r} is no URL such as http://localhost:8000/v1')
   url, known, lock = url.rstrip('/'), load(journal), threading.Lock()
 
   def one(prompt, temperature, sample):
@@ -103,11 +103,6 @@ def request(model, prompt, length, temperature, seed) -> dict:
   return body | {'messages': prompt}
 
 
-def digest(value) -> str:
-  text = json.dumps(value, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
 def ask(url: str, body: dict, seconds: float) -> dict:
   """{text, finish, tokens} of one question; tries again what may pass."""
   data, why = json.dumps(body).encode(), ''
@@ -144,27 +139,6 @@ def read(reply: dict) -> dict:
     'finish': str(choice['finish_reason']),
     'tokens': tokens,
   }
-
-
-def load(journal) -> dict:
-  """{key: answer} of a journal; a last line that a kill tore is dropped."""
-  path, found = pathlib.Path(journal), {}
-  if path.exists():
-    data = path.read_bytes()
-    whole = data[: data.rfind(b'\n') + 1]
-    if len(whole) < len(data):
-      os.truncate(path, len(whole))
-    for line in whole.decode().split('\n')[:-1]:
-      answer = json.loads(line)
-      found[answer['key']] = answer
-  return found
-
-
-def keep(journal, answer):
-  path = pathlib.Path(journal)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with contextlib.closing(path.open('a', encoding='utf-8')) as file:
-    file.write(json.dumps(answer) + '\n')
 
 
 def _post(url, data):

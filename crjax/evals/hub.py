@@ -20,7 +20,7 @@ def local(name: str) -> str:
   datasets.disable_progress_bars()
   try:
     rows = datasets.load_dataset(name, split=SPLIT)
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
     raise FileNotFoundError(
       f'{name} is no file, and no dataset with a split {SPLIT!r}: {error}'
     ) from error

@@ -82,4 +82,5 @@ def read(style: str, completion: str, prompt='') -> Answer:
   text = (after if opened else before).split('[ANSWER]')[0].strip()
   fenced = FENCE.fullmatch(text)
   text = fenced[1].strip() if fenced else text
-  return Answer(text or None, bool(text) and (opened or style == 'direct'))
+  in_form = bool(opened) or style == 'direct'
+  return Answer(text or None, bool(text) and in_form)

@@ -33,6 +33,13 @@ DATA_FIELDS = {
 TASK_FIELDS = {'task_id': str, 'idx': int, 'tasks': list}
 ENTRY_FIELDS = {'input_idx': int, 'task': list, 'output_pred': str}
 LINE_FIELDS = {'lineno': int, 'var': str}
+# Of the frozen labels: of all, of outputs, of lines.
+LABEL_FIELDS = dict.fromkeys(
+  ('id', 'group', 'input', 'kind', 'source', 'code', 'invocation'), str
+)
+OUTPUT_LABELS = dict.fromkeys(('asked', 'gold', 'program'), str)
+LABELS = {'line': int, 'var': str}
+LABELS |= dict.fromkeys(('official', 'corrected'), (list, type(None)))
 KINDS = ('coverage', 'path', 'state')
 DIRECTIONS = (*KINDS, 'output')
 SYSTEM = ''
@@ -163,9 +170,15 @@ def ambiguous(code, question, gold) -> bool:
 
 def load(path) -> list[dict]:
   """The frozen questions; raises ValueError naming line and field."""
-  fields = {'id': str, 'kind': str, 'code': str, 'invocation': str}
-  rows = [row for _, row in _rows(pathlib.Path(path), fields)]
-  return [row | {'item': row['id']} for row in rows]
+  rows, seen = _rows(pathlib.Path(path), LABEL_FIELDS), set()
+  for where, row in rows:
+    if row['kind'] not in DIRECTIONS:
+      raise ValueError(f"{where}: field 'kind' must be one of {DIRECTIONS}")
+    _check(row, OUTPUT_LABELS if row['kind'] == 'output' else LABELS, where)
+    if row['id'] in seen:
+      raise ValueError(f"{where}: field 'id' repeats {row['id']!r}")
+    seen.add(row['id'])
+  return [row | {'item': row['id']} for _, row in rows]
 
 
 def _rows(path, fields):

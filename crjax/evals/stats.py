@@ -46,6 +46,16 @@ def bootstrap(right, seed: int):
   return [float(low), float(high)]
 
 
+def interval(right, seed: int):
+  """The 95 % interval of a mean over items; None of none.
+
+  The bootstrap's, which has no width where all items are right or all wrong;
+  there Wilson's.
+  """
+  alike = len(right) and set(map(float, right)) in ({0.0}, {1.0})
+  return wilson(right) if alike else bootstrap(right, seed)
+
+
 def resampled(n: int, seed: int, statistic):
   """`statistic` of RESAMPLES draws of n items with replacement."""
   rng = np.random.default_rng(seed)

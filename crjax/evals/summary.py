@@ -1,4 +1,4 @@
-"""Numbers of judged completions, as a table and as files."""
+"""Numbers of judged completions, and their files."""
 
 import ast
 import collections
@@ -8,13 +8,11 @@ import os
 import pathlib
 
 import numpy as np
-import rich.console
-import rich.table
 
 from crjax import files
 from crjax.evals import official, reval_score
 from crjax.evals.judging import UNLABELLED
-from crjax.evals.stats import bootstrap, pass_at_k, wilson
+from crjax.evals.stats import interval, pass_at_k
 
 CONSTRUCTS = {
   'for': {ast.For},
@@ -41,7 +39,7 @@ def summarize(rows, *, seed: int = 0) -> dict:
     of_kind = [row for row in rows if row['kind'] == kind]
     report[kind] = {
       'n': len({row['id'] for row in of_kind}),
-      'by': breakdowns(of_kind),
+      'by': breakdowns([row for row in of_kind if row['mode'] == 'greedy']),
       'constant': constant(of_kind),
     }
     for mode in ('greedy', 'sampled'):
@@ -66,11 +64,9 @@ def _numbers(rows, seed):
       scored[row['id']].append(row['official'])
   theirs = [np.mean(official.kept(verdicts)) for verdicts in scored.values()]
   samples = max((row['sample'] for row in rows), default=0) + 1
-  single = samples == 1
-  interval = wilson(right) if single else bootstrap(right, seed)
   return {
     'strict': float(right.mean()) if len(right) else None,
-    'ci95': interval,
+    'ci95': interval(right, seed),
     'official': float(np.mean(theirs)) if theirs else None,
     'typed': float(mean('typed').mean()) if len(right) else None,
     'format_rate': float(mean('format_ok').mean()) if len(right) else None,
@@ -102,14 +98,14 @@ def reval_report(tasks, rows) -> dict:
 
 
 def breakdowns(rows) -> dict:
-  """{by: {value: {n, strict}}} of greedy rows: where a model is good at what.
+  """{by: {value: {n, strict}}} of rows: where a model is good at what.
 
   By difficulty, where the benchmark tells it, lines of code, and the constructs
   that a program uses; one program has several.
   """
   found = collections.defaultdict(lambda: collections.defaultdict(list))
   for row in rows:
-    if row['mode'] == 'greedy' and row['verdict'] not in UNJUDGED:
+    if row['verdict'] not in UNJUDGED:
       for by, value in features(row):
         found[by][value].append(row['right'])
   return {
@@ -188,44 +184,3 @@ def write(out, report, rows):
   os.replace(temporary, out / 'items.parquet')
   text = json.dumps(report, indent=2, sort_keys=True) + '\n'
   files.write_text(out / 'report.json', text)
-
-
-def show(report):
-  settings = report['settings']
-  table = rich.table.Table(
-    title=f'{settings["model"]} on {settings["data"]}\nstrict accuracy, '
-    '95 % interval in brackets, percent'
-  )
-  columns = (
-    'kind',
-    'items',
-    'decoding',
-    'accuracy',
-    'official',
-    'typed',
-    'format',
-    'truncated',
-    'too long',
-    'infra',
-  )
-  for name in columns:
-    table.add_column(name, justify='right')
-  percent = lambda x: '-' if x is None else f'{100 * x:.1f}'
-  for kind, found in report['kinds'].items():
-    for mode in ('greedy', 'sampled'):
-      x = found[mode]
-      low, high = x['ci95'] or (None, None)
-      label = mode if mode == 'greedy' else f'{x["samples"]} samples'
-      table.add_row(
-        kind,
-        str(found['n']),
-        label,
-        f'{percent(x["strict"])} [{percent(low)}, {percent(high)}]',
-        percent(x['official']),
-        percent(x['typed']),
-        percent(x['format_rate']),
-        percent(x['truncated']),
-        str(x['too_long']),
-        str(x['infra']),
-      )
-  rich.console.Console().print(table)

@@ -152,6 +152,12 @@ class Browser {
     this.sizer.replaceChildren(...rows);
   }
 
+  // Whether a reload would take something away from a reader.
+  busy() {
+    const form = document.getElementById('filters').elements;
+    return this.open >= 0 || [...form].some((x) => x.value);
+  }
+
   async read(i) {
     const number = Math.floor(i / this.index.chunk);
     if (!this.chunks.has(number)) {

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 import time
 
 from crjax.report import gather, rows
@@ -16,16 +17,22 @@ def page(roots, *, live: str = '', most: int = rows.MOST) -> str:
     roots: directories, see `gather.find`.
     live: the version of a page that looks for a newer one; '' for a file.
     most: completions on it; those of the newest steps are kept.
+
+  What is damaged is told on the page and on stderr.
   """
   found = gather.find(roots)
   index = gather.read(found)
   named = gather.names([path for some in found for path in some])
-  some, left = rows.read(rows.sources(found, named), most)
+  some, left, notes = rows.read(rows.sources(found, named), most)
+  notes = list(dict.fromkeys(index['notes'] + notes))
+  for note in notes:
+    print(f'report: {note}', file=sys.stderr)
   traced = rows.traces(some)
   columns, chunks = rows.pack(some, traced)
   index |= {
     'completions': columns,
     'left_out': left,
+    'notes': notes,
     'traced': len(traced),
     'made': time.strftime('%Y-%m-%d %H:%M'),
     'live': live,

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crjax import files
-from crjax.evals import stats
+from crjax.evals import pairs
 
 DEEPEST = 5  # directories below the one that is named
 POINTS = 500  # of a curve; more are averaged
@@ -32,6 +32,8 @@ SKIPPED = {
   'samples',
 }
 PAIRS = 40  # comparisons of two models
+ITEMS = 'items.parquet'
+NOTE = 300  # characters
 
 
 class Found(NamedTuple):
@@ -104,21 +106,26 @@ def names(given) -> dict:
 
 
 def read(found: Found) -> dict:
-  """Everything but the completions, as JSON: what the page shows at once."""
+  """Everything but the completions, as JSON: what the page shows at once.
+
+  `notes` are the files that could not be read.
+  """
   named = names([path for some in found for path in some])
-  evaluations = [evaluation(p, named[p]) for p in found.evaluations]
+  notes = []
+  told = lambda make, paths: [make(path, named[path], notes) for path in paths]
   return {
-    'trainings': [training(p, named[p]) for p in found.trainings],
-    'evaluations': evaluations,
-    'datasets': [dataset(p, named[p]) for p in found.datasets],
-    'pairs': comparisons(found.evaluations, named),
+    'trainings': told(training, found.trainings),
+    'evaluations': told(evaluation, found.evaluations),
+    'datasets': told(dataset, found.datasets),
+    'pairs': comparisons(found.evaluations, named, notes),
+    'notes': notes,
   }
 
 
-def training(path, name) -> dict:
+def training(path, name, notes) -> dict:
   """Curves, settings and speed of a run."""
-  lines = json_lines(path / 'metrics.jsonl')
-  config = load(path / 'config.json')
+  lines = json_lines(path / 'metrics.jsonl', notes)
+  config = load(path / 'config.json', notes)
   series = {}
   for key in sorted({key for line in lines for key in line} - {'step', 'time'}):
     points = [(x['step'], x[key]) for x in lines if x.get(key) is not None]
@@ -140,19 +147,22 @@ def training(path, name) -> dict:
       k: max(x.get(k) or 0 for x in lines) for k in series if k.endswith('_gb')
     },
     'config': config,
-    'sandbox': load(path / 'sandbox.json').get('level'),
-    **load(path / 'command.json'),
+    'sandbox': load(path / 'sandbox.json', notes).get('level'),
+    **load(path / 'command.json', notes),
   }
 
 
-def evaluation(path, name) -> dict:
-  report = load(path / 'report.json')
-  return {'name': name, **report}
+def evaluation(path, name, notes) -> dict:
+  report = load(path / 'report.json', notes)
+  if report and not isinstance(report.get('kinds'), dict):
+    notes.append(f'{path / "report.json"} is no report of crjax.evaluate')
+    report = {}
+  return {**report, 'name': name}
 
 
-def dataset(path, name) -> dict:
+def dataset(path, name, notes) -> dict:
   """The manifest: its numbers, the funnel, the best constant answers."""
-  manifest = load(path / 'manifest.json')
+  manifest = load(path / 'manifest.json', notes)
   summary = manifest.get('summary') or manifest
   return {
     'name': name,
@@ -176,53 +186,23 @@ def funnel(summary, rows) -> list:
   return found + [(f'kept: {name}', count) for name, count in kept.items()]
 
 
-def comparisons(paths, named) -> list:
-  """Paired tests of all evaluations of the same data, greedy answers."""
-  import datasets
-
-  datasets.disable_progress_bars()
+def comparisons(paths, named, notes) -> list:
+  """Paired tests of all evaluations of the same questions, greedy answers."""
   right = {}
   for path in paths:
-    items = path / 'items.parquet'
-    if items.exists():
-      columns = ['id', 'kind', 'mode', 'right', 'verdict']
-      table = datasets.Dataset.from_parquet(
-        str(items), columns=columns, keep_in_memory=True
-      ).to_dict()
-      rows = zip(*(table[c] for c in columns), strict=True)
-      right[path] = {
-        (kind, i): ok
-        for i, kind, mode, ok, verdict in rows
-        if mode == 'greedy' and verdict != 'infra'
-      }
+    if (path / ITEMS).exists():
+      try:
+        right[path] = pairs.read(path)
+      except (OSError, ValueError):
+        continue  # `rows.read` tells it.
+      except KeyError as error:
+        notes.append(f'{path / ITEMS} lacks the column {error}')
   found, done = [], list(right)
   for i, a in enumerate(done):
     for b in done[i + 1 :]:
-      for kind in sorted({kind for kind, _ in right[a]}):
-        found += pair(kind, named[a], right[a], named[b], right[b])
+      both = pairs.compare(right[a], right[b])
+      found += [pair | {'a': named[a], 'b': named[b]} for pair in both]
   return found[:PAIRS]
-
-
-def pair(kind, name_a, a, name_b, b) -> list:
-  """[the comparison], or [] where the two have no items in common."""
-  shared = sorted(key for key in a if key in b and key[0] == kind)
-  if not shared:
-    return []
-  x, y = np.array([a[k] for k in shared]), np.array([b[k] for k in shared])
-  exact, boot = stats.mcnemar(x, y), stats.paired(x, y, seed=0)
-  return [
-    {
-      'kind': kind,
-      'a': name_a,
-      'b': name_b,
-      'n': len(shared),
-      'difference': boot['difference'],
-      'ci95': boot['ci95'],
-      'only_a': exact['only_a'],
-      'only_b': exact['only_b'],
-      'p': exact['p'],
-    }
-  ]
 
 
 def thinned(points) -> list:
@@ -236,17 +216,38 @@ def median(values):
   return float(np.median(values)) if values else None
 
 
-def load(path) -> dict:
-  """A JSON file, {} if there is none; ValueError names a damaged one."""
+def load(path, notes) -> dict:
+  """A JSON file, {} if there is none; a damaged one is {} and a note."""
   if not path.exists():
     return {}
   try:
-    return json.loads(path.read_text('utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{path} is damaged: {error}') from error
+    found = json.loads(path.read_text('utf-8'))
+  except (OSError, ValueError) as error:
+    notes.append(f'{path} is damaged: {error}'[:NOTE])
+    return {}
+  if not isinstance(found, dict):
+    notes.append(f'{path} is damaged: no JSON object')
+    return {}
+  return found
 
 
-def json_lines(path) -> list:
-  """The whole lines of a JSONL file."""
-  text = path.read_text('utf-8')
-  return [json.loads(line) for line in text.split('\n')[:-1] if line]
+def json_lines(path, notes) -> list:
+  """The whole lines of metrics.jsonl; those that are damaged are a note."""
+  lines, odd = [], []
+  for number, line in enumerate(path.read_text('utf-8').split('\n')[:-1], 1):
+    try:
+      row = json.loads(line)
+      lines.append({'step': int(row['step'])} | numbers(row))
+    except (ValueError, LookupError, TypeError, AttributeError):
+      odd.append(number)
+  if odd:
+    notes.append(f'{path}: {len(odd)} damaged lines, the first is {odd[0]}')
+  return lines
+
+
+def numbers(row) -> dict:
+  return {
+    k: v
+    for k, v in row.items()
+    if isinstance(v, int | float) and not isinstance(v, bool)
+  }

@@ -29,9 +29,15 @@ def make_server(roots, port: int, most: int):
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
       # Of a page elsewhere whose name was made to mean this machine, nothing.
-      if self.headers['Host'].rpartition(':')[0] not in NAMES:
+      if self.headers.get('Host', '').rpartition(':')[0] not in NAMES:
         self.send_error(403)
         return
+      try:
+        self.reply()
+      except (OSError, ValueError) as error:  # Such as a run that was removed.
+        self.send_error(500, explain=str(error))
+
+    def reply(self):
       now = version(roots)
       if self.path == '/version':
         self.answer('text/plain', now)

@@ -18,6 +18,9 @@ LONGEST = 20_000  # characters of a text that is shown
 MOST = 200_000  # completions on a page
 FIELDS = ('text', 'code', 'entry', 'args', 'output', 'answer', 'verdict')
 FIELDS += ('detail', 'invocation', 'line', 'var', 'asked', 'gold', 'corrected')
+# Also read; `tokens` are a number, or of training the ids of all, left out.
+KEPT = (*FIELDS, 'kind', 'mode', 'right', 'reward', 'worth', 'length', 'tokens')
+NOTE = 300  # characters
 TRACED = 400  # programs whose run is shown, of those that come first
 TRACE_STEPS = 120
 
@@ -35,18 +38,30 @@ def sources(found, named) -> list:
 
 
 def read(files, most=MOST):
-  """(rows, how many were left out); a row knows its `run` and `step`."""
-  import datasets
+  """(rows, how many were left out, notes); a row knows its `run` and `step`.
 
-  datasets.disable_progress_bars()
-  rows, left = [], 0
+  The notes are files that cannot be read.
+  """
+  import pyarrow  # Slow to import.
+  import pyarrow.parquet
+
+  rows, left, notes = [], 0, []
   for run, step, path in files:
-    table = datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
+    try:
+      table = pyarrow.parquet.read_table(path, partitioning=None)
+    except (OSError, pyarrow.ArrowException) as error:
+      notes.append(f'{path} is damaged: {error}'[:NOTE])
+      continue
     if len(rows) + len(table) > most:
       left += len(table)
       continue
-    rows += [row | {'run': run, 'step': step} for row in table]
-  return rows, left
+    lists = {x.name for x in table.schema if pyarrow.types.is_list(x.type)}
+    lists -= {'gold', 'corrected'}
+    table = table.select(
+      [x for x in KEPT if x in table.column_names and x not in lists]
+    )
+    rows += [row | {'run': run, 'step': step} for row in table.to_pylist()]
+  return rows, left, notes
 
 
 def traces(rows) -> dict:
@@ -128,8 +143,9 @@ def reward(row) -> float:
 
 def length(row) -> int:
   """In tokens where they were counted, else in characters."""
-  tokens = row.get('tokens')
-  return len(row.get('text') or '') if tokens is None else int(tokens)
+  counted = row.get('length'), row.get('tokens')  # Of training; of evaluation.
+  known = [n for n in counted if isinstance(n, int)]
+  return known[0] if known else len(row.get('text') or '')
 
 
 def packed(data: bytes) -> str:

@@ -1,7 +1,12 @@
 // Tables of results, data, speed, commands.
 const percent = (x, digits = 1) => (x === null || x === undefined ? '-' : (100 * x).toFixed(digits));
 
+// Columns in which there is nothing at all are left out.
 function table(head, rows) {
+  const keep = (x, i) => !rows.length || rows.some((row) => row.cells[i] !== '-' && row.cells[i] !== '');
+  const kept = head.map(keep);
+  head = head.filter((x, i) => kept[i]);
+  rows = rows.map((row) => ({ ...row, cells: row.cells.filter((x, i) => kept[i]) }));
   return element('div', { class: 'scroll' }, element('table', {},
     element('thead', {}, element('tr', {}, ...head.map((x) => element('th', { scope: 'col' }, x)))),
     element('tbody', {}, ...rows.map((row) => element('tr', { class: row.first ? 'first' : null },
@@ -9,7 +14,7 @@ function table(head, rows) {
 }
 
 function interval(low, mean, high, ink) {
-  const svg = element('svg', { width: 120, height: 14, viewBox: '0 0 120 14', 'aria-hidden': 'true' },
+  const svg = element('svg', { width: 128, height: 14, viewBox: '-4 0 128 14', 'aria-hidden': 'true' },
     element('line', { class: 'axis', x1: 0, x2: 120, y1: 7, y2: 7 }));
   if (low !== null) svg.append(element('line', { x1: 120 * low, x2: 120 * high, y1: 7, y2: 7, stroke: ink, 'stroke-width': 3 }));
   svg.append(element('circle', { cx: 120 * mean, cy: 7, r: 3.5, fill: ink }));
@@ -27,9 +32,9 @@ function resultRows(evaluations) {
         const [low, high] = x.ci95 || [null, null];
         const at = Object.entries(x.pass_at_k || {}).filter(([k, v]) => k > 1 && v !== null)
           .map(([k, v]) => `@${k} ${percent(v)}`).join(' ');
-        rows.push({ first, cells: [first ? one.name : '', kind, found.n, mode === 'greedy' ? 'greedy' : `${x.samples} samples`,
+        rows.push({ first, cells: [first ? one.name : '', kind,
           percent(x.strict), low === null ? '-' : `${percent(low)} to ${percent(high)}`, interval(low, x.strict, high, INKS[i % INKS.length]),
-          percent(found.constant && found.constant.strict),
+          mode === 'greedy' ? 'greedy' : `${x.samples} samples`, found.n, percent(found.constant && found.constant.strict),
           percent(x.official), percent(x.typed), at || '-', percent(x.format_rate), percent(x.truncated), figures(x.tokens),
           x.steps === null || x.steps === undefined ? '-' : `${percent(x.steps)} / ${percent(x.final)}`, x.infra] });
         first = false;
@@ -42,7 +47,7 @@ function resultRows(evaluations) {
 function drawResults(root, index) {
   const evaluations = index.evaluations;
   if (!evaluations.length) { root.append(element('p', {}, 'No evaluation here.')); return; }
-  root.append(table(['evaluation', 'kind', 'items', 'decoding', 'strict %', '95 %', '', 'constant %', 'official %', 'typed %', 'pass@k %', 'format %', 'cut off %', 'tokens', 'steps / final %', 'infra'],
+  root.append(table(['evaluation', 'kind', 'strict %', '95 %', '', 'decoding', 'items', 'constant %', 'official %', 'typed %', 'pass@k %', 'format %', 'cut off %', 'tokens', 'steps / final %', 'infra'],
     resultRows(evaluations)),
   element('p', {}, 'Strict: model text is read, never executed. Official: what the benchmark’s own scorer says, its defects included. Intervals are over items.'));
   for (const one of index.datasets.filter((x) => Object.keys(x.constant).length)) {
@@ -103,7 +108,7 @@ function drawSpeed(root, index) {
   root.append(table(['run', 'steps', 'time', 'tokens', 'tokens/s', 's/step', 'peak memory'], index.trainings.map((run) => ({
     cells: [run.name, run.steps, clock(run.seconds), run.tokens.toLocaleString('en'), figures(run.tokens_per_s), figures(run.step_s),
       Object.entries(run.memory).map(([k, v]) => `${k} ${figures(v)}`).join(', ') || 'not recorded'] })).concat(
-    index.evaluations.map((one) => ({ cells: [one.name, '-', clock(one.seconds), '-', '-', '-', '-'] })))));
+    index.evaluations.filter((one) => one.seconds).map((one) => ({ cells: [one.name, '-', clock(one.seconds), '-', '-', '-', '-'] })))));
 }
 
 function drawAgain(root, index) {
